@@ -1,0 +1,165 @@
+"""The adversary: games on sequence scores, zero-centred gradient penalties, and the term that plays them.
+
+Real is the teacher, fake the student, on the same tokens of the same sequence. Both updates use the networks as they were
+at the start of the optimizer step and are applied together at its end (simultaneous updates), so that the result does
+not depend on how the step is cut into micro-batches or ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from gakd.objective import Coefficients, Term
+from gakd.readouts import Readout
+from gakd.types import StudentOutput, TeacherOutput
+
+
+class Scored(NamedTuple):
+    """One discriminator pass, as penalties see it: the inputs, their scores, and how to differentiate and score anew."""
+
+    real_BTR: Tensor
+    fake_BTR: Tensor
+    real_B: Tensor
+    fake_B: Tensor
+    score: Callable[[Tensor], Tensor]  # readout [B, T, R] -> [B]
+    squared_norm: Callable[[Tensor], Tensor]  # gradient at the readout [B, T, R] -> ||d score / d logits||^2 [B]
+
+
+class Game(Protocol):
+    """A two-player game on scores; every method is unreduced, `[B]`."""
+
+    def student(self, fake_B: Tensor, real_B: Tensor) -> Tensor: ...
+
+    def discriminator(self, fake_B: Tensor, real_B: Tensor) -> Tensor: ...
+
+    def penalty(self, scored: Scored) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class RelativisticGAN:
+    """RpGAN + R1 + R2: `softplus(-(real - fake))` against `softplus(-(fake - real))`.
+
+    The penalties are `r1/2 ||d real / d teacher logits||^2 + r2/2 ||d fake / d student logits||^2`, with gradient
+    (R3GAN, arXiv 2501.05441, equations 2 and 3). GAKD's setting is r1 = r2 = 10; its release computes them as constants.
+    """
+
+    r1: float = 10.0
+    r2: float = 10.0
+
+    def student(self, fake_B: Tensor, real_B: Tensor) -> Tensor:
+        return softplus(real_B - fake_B)
+
+    def discriminator(self, fake_B: Tensor, real_B: Tensor) -> Tensor:
+        return softplus(fake_B - real_B)
+
+    def penalty(self, scored: Scored) -> Tensor:
+        if self.r1 == 0 and self.r2 == 0:
+            return torch.zeros_like(scored.real_B)
+        gradients = torch.autograd.grad(
+            scored.real_B.sum() + scored.fake_B.sum(), (scored.real_BTR, scored.fake_BTR), create_graph=True
+        )
+        real_B, fake_B = (scored.squared_norm(gradient_BTR) for gradient_BTR in gradients)
+        return self.r1 / 2 * real_B + self.r2 / 2 * fake_B
+
+
+class AdversarialOutput(NamedTuple):
+    loss: Tensor  # scalar for the student: the coefficient times the summed losses, live
+    losses: dict[str, Tensor]  # per sequence [B], detached: the student's loss, and `discriminator_*` statistics
+
+
+class Adversarial(nn.Module, Term):
+    """A sequence-level game against a discriminator of teacher and student readouts, as a term of an objective.
+
+    One call plays both sides on one micro-batch: it adds the discriminator's gradient on detached rows to its parameters,
+    and returns the student's loss on live ones. The module is replicated, fp32, outside any wrapper; its gradients are
+    sums over sequences divided by the global sequence count, to be summed over ranks. `flush` ends the step.
+    """
+
+    unit: Literal["token", "sequence"] = "sequence"
+    needs_teacher = True
+
+    def __init__(self, discriminator: nn.Module, game: Game, readout: Readout, name: str = "adversarial") -> None:
+        super().__init__()
+        self.discriminator = discriminator
+        self.game = game
+        self.readout = readout
+        self.name = name
+
+    def forward(
+        self, output: StudentOutput, teacher: TeacherOutput, mask_BT: Tensor, coefficients: Coefficients
+    ) -> AdversarialOutput:
+        """Adds the discriminator's gradient, returns the student's loss; nothing at all while the weight is 0."""
+        coefficient = coefficients.terms[self.name]
+        if coefficient == 0 or output.readout is None:
+            return AdversarialOutput(output.loss.new_zeros(()), {})
+        rows = output.readout
+        packed_BT = pack_mask(mask_BT)
+        # A sequence without supervised tokens has no readout to score.
+        valid_B = mask_BT.any(1).to(rows.live_NR.dtype)
+
+        def score(readout_BTR: Tensor) -> Tensor:
+            return self.discriminator(readout_BTR, packed_BT)
+
+        self.readout.project(teacher.head, "teacher")
+        real_BTR = pack(self.readout.detached(teacher.hidden_NH, "teacher"), mask_BT)
+        fake_BTR = pack(self.readout.detached(rows.hidden_NH, "student"), mask_BT)
+        statistics = self._discriminate(real_BTR, fake_BTR, score, valid_B * coefficients.per_sequence)
+
+        with frozen(self.discriminator):
+            with torch.no_grad():
+                real_B = score(real_BTR)
+            losses_B = self.game.student(score(pack(rows.live_NR, mask_BT)), real_B) * valid_B
+        statistics = {name: values_B * valid_B for name, values_B in statistics.items()}
+        return AdversarialOutput(coefficient * losses_B.sum(), {self.name: losses_B.detach(), **statistics})
+
+    def _discriminate(
+        self, real_BTR: Tensor, fake_BTR: Tensor, score: Callable[[Tensor], Tensor], weights_B: Tensor
+    ) -> dict[str, Tensor]:
+        real_B, fake_B = score(real_BTR), score(fake_BTR)
+        penalty_B = self.game.penalty(Scored(real_BTR, fake_BTR, real_B, fake_B, score, self.readout.squared_norm))
+        losses_B = self.game.discriminator(fake_B, real_B)
+        ((losses_B + penalty_B) * weights_B).sum().backward()
+        margin_B = (real_B - fake_B).detach()
+        return {
+            "discriminator": losses_B.detach(),
+            "discriminator_penalty": penalty_B.detach(),
+            "discriminator_margin": margin_B,
+            "discriminator_accuracy": (margin_B > 0).float() + (margin_B == 0).float() / 2,
+        }
+
+    def flush(self) -> None:
+        """Bring the step's gradients home to the readout's parameters; call before the discriminator's optimizer steps."""
+        self.readout.flush()
+
+
+def pack_mask(mask_BT: Tensor) -> Tensor:
+    """The mask of packed rows: each sequence's supervised positions moved to the left, cut to the longest, `[B, T']`."""
+    lengths_B = mask_BT.sum(1)
+    return torch.arange(int(lengths_B.max()), device=mask_BT.device) < lengths_B.unsqueeze(1)
+
+
+def pack(rows_NR: Tensor, mask_BT: Tensor) -> Tensor:
+    """Supervised rows to `[B, T', R]`, left-aligned, zero on padding: no prompt, no padding, positions from 0."""
+    packed_BT = pack_mask(mask_BT)
+    packed_BTR = rows_NR.new_zeros(*packed_BT.shape, rows_NR.shape[-1])
+    return packed_BTR.masked_scatter(packed_BT.unsqueeze(-1), rows_NR)
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Build graphs through a module without its parameters in them."""
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)

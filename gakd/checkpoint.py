@@ -1,0 +1,152 @@
+"""Checkpoints: written atomically, verified when read, enough to resume bit for bit.
+
+A checkpoint is a folder `step-N` that appears whole or not at all: it is written under another name, every file is synced,
+and the folder is renamed. Its manifest names the size and hash of each file. Weights are safetensors, the rest is read with
+`weights_only`; nothing of unknown origin is ever unpickled. Only trainable weights are kept: frozen ones are reloaded from
+where they came from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+MANIFEST = "manifest.json"
+
+
+def save(
+    fabric: Fabric, folder: Path, step: int, modules: dict[str, nn.Module], optimizers: dict[str, Optimizer], keep: int
+) -> Path:
+    """Write `folder/step-N` and remove all but the newest `keep`; every rank calls it."""
+    final, scratch = folder / f"step-{step}", folder / f"step-{step}.tmp"
+    if fabric.is_global_zero:
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+    fabric.barrier()
+    torch.save(rng_state(), scratch / f"rng-{fabric.global_rank}.pt")
+    if fabric.is_global_zero:
+        for name, module in modules.items():
+            save_file(_trainable(module), scratch / f"{name}.safetensors")
+        for name, optimizer in optimizers.items():
+            torch.save(optimizer.state_dict(), scratch / f"{name}.pt")
+    fabric.barrier()
+    if fabric.is_global_zero:
+        files = sorted(path for path in scratch.iterdir())
+        manifest = {"step": step, "world_size": fabric.world_size, "files": {path.name: _fingerprint(path) for path in files}}
+        (scratch / MANIFEST).write_text(json.dumps(manifest, indent=2))
+        for path in [*files, scratch / MANIFEST, scratch]:
+            _sync(path)
+        if not final.exists():  # a finished checkpoint is never replaced
+            scratch.rename(final)
+        _sync(folder)
+        for old in _steps(folder)[keep:]:
+            shutil.rmtree(old)
+    fabric.barrier()
+    return final
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest checkpoint whose files are as its manifest says; damaged ones are passed over with a warning."""
+    for path in _steps(folder):
+        reason = _damage(path)
+        if reason is None:
+            return path
+        warnings.warn(f"checkpoint {path} is damaged ({reason}): trying the one before it", stacklevel=2)
+    return None
+
+
+def load(fabric: Fabric, path: Path, modules: dict[str, nn.Module], optimizers: dict[str, Optimizer]) -> int:
+    """Restore modules, optimizers and this rank's random state in place; returns the number of finished steps."""
+    manifest = json.loads((path / MANIFEST).read_text())
+    if manifest["world_size"] != fabric.world_size:
+        raise ValueError(
+            f"{path} was written by {manifest['world_size']} processes, this run has {fabric.world_size}: "
+            f"resume with the same number of devices"
+        )
+    for name, module in modules.items():
+        stored, own = load_file(path / f"{name}.safetensors"), _trainable(module)
+        if stored.keys() != own.keys():
+            differing = sorted(stored.keys() ^ own.keys())
+            raise ValueError(f"{path / name} holds other weights than this {name} trains, for example {differing[0]}: same config?")
+        with torch.no_grad():
+            for key, tensor in own.items():
+                tensor.copy_(stored[key])
+    for name, optimizer in optimizers.items():
+        optimizer.load_state_dict(torch.load(path / f"{name}.pt", weights_only=True, map_location="cpu"))
+    set_rng_state(torch.load(path / f"rng-{fabric.global_rank}.pt", weights_only=True))
+    return manifest["step"]
+
+
+def rng_state() -> dict[str, Any]:
+    """Python's, numpy's and torch's random state, in types that `weights_only` reads."""
+    algorithm, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)  # noqa: NPY002
+    return {
+        "python": random.getstate(),
+        "numpy": [algorithm, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    random.setstate(state["python"])
+    algorithm, keys, *rest = state["numpy"]
+    np.random.set_state((algorithm, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def _trainable(module: nn.Module) -> dict[str, Tensor]:
+    """Trainable parameters, each once (tied ones share a tensor), and buffers that belong to the state."""
+    parameters = {name: parameter.detach() for name, parameter in module.named_parameters() if parameter.requires_grad}
+    persistent = module.state_dict().keys()
+    return parameters | {name: buffer for name, buffer in module.named_buffers() if name in persistent}
+
+
+def _steps(folder: Path) -> list[Path]:
+    """Finished checkpoints, newest first."""
+    paths = [path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdigit()]
+    return sorted(paths, key=lambda path: -int(path.name.removeprefix("step-")))
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+
+
+def _damage(path: Path) -> str | None:
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        for name, expected in manifest["files"].items():
+            if not (path / name).exists():
+                return f"{name} is missing"
+            if _fingerprint(path / name) != expected:
+                return f"{name} is not as it was written"
+    except (OSError, ValueError, KeyError) as error:
+        return f"manifest unreadable: {error}"
+    return None
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,23 @@
+"""Command lines: a recipe's configuration from its flags."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TypeVar
+
+import tyro
+
+Config = TypeVar("Config")
+
+
+def parse(paper: Config, demo: Config, description: str, arguments: Sequence[str] | None = None) -> Config:
+    """Flags over defaults: the paper's once `--student` is named, else those of the demo, which fits two CPU cores.
+
+    Groups of flags are flat: `--steps`, not `--run.steps`.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    named = any(argument == "--student" or argument.startswith("--student=") for argument in arguments)
+    return tyro.cli(
+        type(paper), default=paper if named else demo, args=arguments, description=description, config=(tyro.conf.OmitArgPrefixes,)
+    )

@@ -1,0 +1,87 @@
+"""Sequence discriminators: what a readout says of each response token, `[B, T, R]` and a mask, to a score a sequence `[B]`.
+
+All ignore padding exactly and see response tokens only. Attention is written out, because fused attention has no double
+backward and gradient penalties need one.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+
+def masked_mean(values_BTW: Tensor, mask_BT: Tensor) -> Tensor:
+    """Mean over the real positions `[B, W]`; 0 for a sequence without any."""
+    weights_BT1 = mask_BT.unsqueeze(-1).to(values_BTW.dtype)
+    return (values_BTW * weights_BT1).sum(1) / weights_BT1.sum(1).clamp(min=1)
+
+
+class MLPDiscriminator(nn.Module):
+    """An MLP on each token's readout, the mean over tokens, a linear score: order-blind and cheap."""
+
+    def __init__(self, readout_width: int, width: int = 256, layers: int = 2) -> None:
+        super().__init__()
+        blocks: list[nn.Module] = []
+        for index in range(layers):
+            blocks += [nn.Linear(readout_width if index == 0 else width, width), nn.SiLU()]
+        self.body = nn.Sequential(*blocks)
+        self.score = nn.Linear(width, 1)
+
+    def forward(self, readout_BTR: Tensor, mask_BT: Tensor) -> Tensor:
+        return self.score(masked_mean(self.body(readout_BTR), mask_BT)).squeeze(-1)
+
+
+class TransformerDiscriminator(nn.Module):
+    """A small bidirectional Transformer over the response, mean-pooled, with a linear score.
+
+    Sinusoidal positions count from the first response token, so a prompt's length leaks nothing and any length works.
+    """
+
+    def __init__(self, readout_width: int, width: int = 256, layers: int = 2, heads: int = 4) -> None:
+        super().__init__()
+        if width % heads or width % 2:
+            raise ValueError(f"width must be even and a multiple of heads, got width={width}, heads={heads}")
+        self.width = width
+        self.embed = nn.Linear(readout_width, width)
+        self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(layers))
+        self.norm = nn.LayerNorm(width)
+        self.score = nn.Linear(width, 1)
+
+    def forward(self, readout_BTR: Tensor, mask_BT: Tensor) -> Tensor:
+        hidden_BTW = self.embed(readout_BTR) + sinusoids(readout_BTR.shape[1], self.width).to(readout_BTR)
+        for block in self.blocks:
+            hidden_BTW = block(hidden_BTW, mask_BT)
+        return self.score(masked_mean(self.norm(hidden_BTW), mask_BT)).squeeze(-1)
+
+
+class _Block(nn.Module):
+    """Pre-norm attention and MLP."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attention_norm, self.mlp_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query_key_value, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, hidden_BTW: Tensor, mask_BT: Tensor) -> Tensor:
+        hidden_BTW = hidden_BTW + self.attend(self.attention_norm(hidden_BTW), mask_BT)
+        return hidden_BTW + self.mlp(self.mlp_norm(hidden_BTW))
+
+    def attend(self, hidden_BTW: Tensor, mask_BT: Tensor) -> Tensor:
+        query, key, value = rearrange(
+            self.query_key_value(hidden_BTW), "b t (three h d) -> three b h t d", three=3, h=self.heads
+        )
+        scores_BhTT = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+        # A large finite number, not -inf: a sequence without any real position must stay finite, its score unused.
+        scores_BhTT = scores_BhTT.masked_fill(~mask_BT[:, None, None, :], torch.finfo(scores_BhTT.dtype).min)
+        return self.out(rearrange(scores_BhTT.softmax(-1) @ value, "b h t d -> b t (h d)"))
+
+
+def sinusoids(length: int, width: int) -> Tensor:
+    """Fixed positions `[length, width]` (Vaswani et al., arXiv 1706.03762, section 3.5)."""
+    angles = torch.arange(length).unsqueeze(1) * torch.exp(torch.arange(0, width, 2) * (-math.log(10_000.0) / width))
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)

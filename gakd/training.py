@@ -1,0 +1,294 @@
+"""The bookkeeping of a run, so that a recipe shows only its method: Fabric, seeds, windows, counts, updates, logs, resume."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gakd import checkpoint
+from gakd.data import Example, Windows, collate, split_window
+from gakd.logs import MetricsLog, ProgressView
+from gakd.objective import Counts, Objective
+from gakd.types import Batch
+
+
+@dataclass
+class RunConfig:
+    """How long, how fast, where. The paper's values, where it gives them, are in brackets."""
+
+    output_dir: Path = Path("runs/latest")
+    """Folder for config, metrics, checkpoints, plot and the exported student; refused if it holds another run."""
+    resume: bool = False
+    """Continue the run in --output-dir from its newest checkpoint, bit for bit; starts it if there is none."""
+    seed: int = 42
+    """Seed of initialisation, data order and dropout. [42]"""
+    steps: int | None = None
+    """Optimizer steps; overrides --epochs."""
+    epochs: int = 20
+    """Passes over the training set. [20 for 0.6B, 10 for 1.7B and 4B]"""
+    batch_size: int = 32
+    """Sequences per optimizer step, over all devices. [32]"""
+    micro_batch_size: int = 4
+    """Sequences per forward on one device: memory and speed only, the gradient does not depend on it. [4; 2 for 4B]"""
+    learning_rate: float = 5e-5
+    """Peak learning rate of AdamW. [5e-5 for 0.6B, 5e-6 for 1.7B, 1e-5 for 4B]"""
+    min_learning_rate: float = 1e-7
+    """End of the cosine schedule. [1e-7]"""
+    warmup_steps: int = 0
+    """Steps of linear warm-up. [0]"""
+    weight_decay: float = 0.01
+    """AdamW's weight decay. [0.01]"""
+    clip: float = 1.0
+    """Largest gradient norm of the student. [1]"""
+    evaluate_every: int = 200
+    """Steps between evaluations on the validation split; 0 for none."""
+    save_every: int = 200
+    """Steps between checkpoints; 0 for one at the end only."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints that are kept."""
+    devices: int = 1
+    """Processes per node, one a device."""
+    num_nodes: int = 1
+    """Nodes, under torchrun or SLURM."""
+    strategy: Literal["auto", "ddp"] = "auto"
+    """How the student is spread over devices."""
+    precision: Literal["auto", "32-true", "bf16-mixed", "bf16-true"] = "auto"
+    """auto: bf16-mixed on a GPU, 32-true on a CPU."""
+
+
+# What may differ between a run and its resumption without changing a bit of the result.
+_FREE_TO_CHANGE = {"resume", "output_dir", "keep_checkpoints", "save_every"}
+
+
+class Run:
+    """One training run. `step` counts finished optimizer steps."""
+
+    def __init__(self, config: RunConfig, recipe_config: Any) -> None:
+        self.config = config
+        on_gpu = torch.cuda.is_available()
+        precision = config.precision if config.precision != "auto" else ("bf16-mixed" if on_gpu else "32-true")
+        self.fabric = Fabric(
+            accelerator="auto", devices=config.devices, num_nodes=config.num_nodes, strategy=config.strategy, precision=precision
+        )
+        # torchrun has launched the processes already; launching again would raise under `fabric run` alone.
+        self.fabric.launch()
+        if config.batch_size % self.fabric.world_size:
+            raise ValueError(f"--batch-size {config.batch_size} is not a multiple of the {self.fabric.world_size} processes that share it")
+        self.teacher_dtype = torch.bfloat16 if on_gpu else torch.float32
+        self.step = 0
+        self.fabric.seed_everything(config.seed, verbose=False)
+        self._modules: dict[str, nn.Module] = {}
+        self._optimizers: dict[str, Optimizer] = {}
+        self._sums: dict[str, Tensor] = {}
+        self._counts = Counts(0, 0)
+        self._notes: dict[str, float] = {}
+        self._claim_output_dir(recipe_config)
+
+    # ---- before the loop ----
+
+    @property
+    def folder(self) -> Path:
+        return self.config.output_dir
+
+    @property
+    def is_main(self) -> bool:
+        return self.fabric.is_global_zero
+
+    def main_first(self) -> Any:
+        """A context in which rank 0 goes first: for what writes to a shared cache."""
+        return self.fabric.rank_zero_first()
+
+    def optimizer(self, module: nn.Module) -> torch.optim.AdamW:
+        """AdamW over the trainable weights; the learning rate is set each step by `learning_rate`."""
+        trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        return torch.optim.AdamW(trainable, lr=self.config.learning_rate, weight_decay=self.config.weight_decay)
+
+    def setup(self, distiller: nn.Module, optimizer: Optimizer) -> Any:
+        """Wrap the distiller for its devices and precision; its optimizer follows the learning-rate schedule."""
+        wrapped, self._student_optimizer = self.fabric.setup(distiller, optimizer)
+        self._wrapped = wrapped
+        self._modules["student"], self._optimizers["student_optimizer"] = distiller, optimizer
+        return wrapped
+
+    def setup_replicated(self, name: str, module: nn.Module, optimizer: Optimizer) -> None:
+        """A module outside the wrapper: same on every rank, fp32, its gradients summed over ranks by `update_replicated`."""
+        module.to(self.fabric.device)
+        for tensor in [*module.parameters(), *module.buffers()]:
+            tensor.data.copy_(self.fabric.broadcast(tensor.data))
+        self._modules[name], self._optimizers[f"{name}_optimizer"] = module, optimizer
+
+    def restore(self) -> None:
+        """Continue from the newest checkpoint if `--resume` asks for it; else give each rank its own dropout."""
+        path = checkpoint.newest(self.folder / "checkpoints") if self.config.resume else None
+        if path is None:
+            torch.manual_seed(self.config.seed + self.fabric.global_rank)
+            return
+        self.step = checkpoint.load(self.fabric, path, self._modules, self._optimizers)
+
+    def once(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """A result that belongs to the start of the run: computed on rank 0, kept as JSON, read back when resuming."""
+        path = self.folder / name
+        if self.is_main and not path.exists():
+            result = json.dumps(compute(), indent=2)
+            scratch = path.with_suffix(".tmp")
+            scratch.write_text(result)
+            os.replace(scratch, path)
+        self.fabric.barrier()
+        return json.loads(path.read_text())
+
+    # ---- the loop ----
+
+    def steps(self, examples: Sequence[Example], pad_token_id: int) -> Iterator[list[Batch]]:
+        """This rank's micro-batches of each optimizer step, from where the run stands to its end.
+
+        What a step holds is a function of the seed and the step alone: not of the micro-batch size, the ranks, or a resume.
+        """
+        config, lengths = self.config, [example.length for example in examples]
+        windows = Windows(lengths, config.batch_size, config.seed)
+        self.total = config.steps if config.steps is not None else config.epochs * len(windows)
+        if self.is_main:
+            self._log = MetricsLog(self.folder / "metrics.csv", self.step)
+        self._view = ProgressView(self.total, self.step, self.is_main)
+        try:
+            while self.step < self.total:
+                groups = split_window(
+                    windows[self.step], lengths, config.micro_batch_size, self.fabric.global_rank, self.fabric.world_size
+                )
+                yield [collate([examples[i] for i in group], pad_token_id).to(self.fabric.device) for group in groups]
+        finally:
+            self._view.close()
+
+    def counts(self, window: Sequence[Batch]) -> Counts:
+        """Supervised tokens and sequences of the whole optimizer step, over all ranks."""
+        own = torch.stack([torch.stack([batch.mask.sum(), batch.mask.any(1).sum()]) for batch in window]).sum(0)
+        tokens, sequences = self.fabric.all_reduce(own, reduce_op="sum").tolist()
+        self._counts = Counts(tokens, sequences, self.fabric.world_size)
+        return self._counts
+
+    def micro_batches(self, window: Sequence[Batch]) -> Iterator[Batch]:
+        """Each micro-batch of the step; gradients are exchanged between ranks with the last one only."""
+        for index, batch in enumerate(window):
+            with self.fabric.no_backward_sync(self._wrapped, enabled=index < len(window) - 1):
+                yield batch
+
+    def backward(self, loss: Tensor, losses: dict[str, Tensor]) -> None:
+        """Backward through the wrapper, and keep the unreduced losses for the log, without a device sync."""
+        self.fabric.backward(loss)
+        for name, values in losses.items():
+            self._sums[name] = self._sums.get(name, values.new_zeros(())) + values.sum()
+
+    def update(self) -> None:
+        """Clip, step and clear the student; FloatingPointError, before any weight changes, where the gradient is not finite."""
+        rate = self.learning_rate(self.step)
+        for group in self._student_optimizer.param_groups:
+            group["lr"] = rate
+        norm = float(self.fabric.clip_gradients(self._wrapped, self._student_optimizer, max_norm=self.config.clip, error_if_nonfinite=False))
+        self._refuse_nonfinite("student", norm)
+        self._student_optimizer.step()
+        self._student_optimizer.zero_grad()
+        self._notes |= {"gradient_norm": norm, "learning_rate": rate}
+
+    def update_replicated(self, name: str) -> None:
+        """Sum a replicated module's gradients over ranks, step and clear it; nothing where it has no gradient."""
+        module, optimizer = self._modules[name], self._optimizers[f"{name}_optimizer"]
+        gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+        if not gradients:
+            return
+        for gradient in gradients:
+            gradient.copy_(self.fabric.all_reduce(gradient, reduce_op="sum"))
+        norm = float(torch.nn.utils.get_total_norm(gradients))
+        self._refuse_nonfinite(name, norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        self._notes["discriminator_gradient_norm"] = norm
+
+    def finish_step(self, objective: Objective) -> None:
+        """Count the step, log its means, save when it is time."""
+        sums = {name: float(self.fabric.all_reduce(total, reduce_op="sum")) for name, total in self._sums.items()}
+        means = objective.means(sums, self._counts)
+        self.step += 1
+        self._view.update(self.step, self._counts.tokens, means | {"gradient_norm": self._notes["gradient_norm"]})
+        if self.is_main:
+            row = means | self._notes | {"tokens": self._counts.tokens, "tokens_per_second": self._view.pace.tokens_per_second()}
+            self._log.append(self.step, row)
+        self._sums, self._notes = {}, {}
+        last = self.step == self.total
+        if last or (self.config.save_every and self.step % self.config.save_every == 0):
+            self.save()
+
+    def validate(self, compute: Callable[[], dict[str, float]]) -> None:
+        """When it is time, `compute` on rank 0, logged as `valid/...` columns; it may use no collective."""
+        every = self.config.evaluate_every
+        if self.is_main and every and (self.step % every == 0 or self.step == self.total):
+            self._log.append(self.step, {f"valid/{name}": value for name, value in compute().items()})
+
+    def say(self, text: str) -> None:
+        self._view.say(text)
+
+    def save(self) -> None:
+        checkpoint.save(
+            self.fabric, self.folder / "checkpoints", self.step, self._modules, self._optimizers, self.config.keep_checkpoints
+        )
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up, then half a cosine down to `min_learning_rate` at the last step."""
+        config = self.config
+        if step < config.warmup_steps:
+            return config.learning_rate * (step + 1) / config.warmup_steps
+        progress = (step - config.warmup_steps) / max(self.total - config.warmup_steps - 1, 1)
+        low = min(config.min_learning_rate, config.learning_rate)
+        return low + (config.learning_rate - low) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+
+    def close(self) -> None:
+        """Leave the process group in order."""
+        self.fabric.barrier()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+    def _refuse_nonfinite(self, what: str, norm: float) -> None:
+        if not math.isfinite(norm):
+            losses = {name: float(total) for name, total in self._sums.items()}
+            raise FloatingPointError(
+                f"the {what}'s gradient norm is {norm} at step {self.step}; summed losses {losses}: "
+                f"lower the learning rate or the term's weight; the last checkpoint is intact"
+            )
+
+    def _claim_output_dir(self, recipe_config: Any) -> None:
+        path = self.folder / "config.json"
+        wanted = json.loads(json.dumps(dataclasses.asdict(recipe_config), default=str))
+        error = None
+        if self.is_main and path.exists():
+            changed = _differences(json.loads(path.read_text()), wanted)
+            if not self.config.resume:
+                error = f"{self.folder} holds another run: add --resume to continue it, or give another --output-dir"
+            elif changed:
+                error = f"{self.folder} was run with other settings: {'; '.join(changed)}. Use the same, or another --output-dir"
+        error = self.fabric.broadcast(error)
+        if error:
+            raise ValueError(error)
+        if self.is_main and not path.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(wanted, indent=2))
+        self.fabric.barrier()
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+    found: list[str] = []
+    for name in sorted(before.keys() | now.keys()):
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += _differences(old, new, f"{prefix}{name}.")
+        elif old != new and name not in _FREE_TO_CHANGE:
+            found.append(f"{prefix}{name} was {old}, is {new}")
+    return found

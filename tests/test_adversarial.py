@@ -1,0 +1,248 @@
+"""The adversary without logits against the direct computation on logits, in float64, with torch's own autograd."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from gakd import (
+    Adversarial,
+    CenteredLogitReadout,
+    Head,
+    LogitReadout,
+    MLPDiscriminator,
+    RelativisticGAN,
+    StudentOutput,
+    TeacherOutput,
+    TransformerDiscriminator,
+)
+from gakd.adversarial import pack, pack_mask
+from gakd.objective import Coefficients
+from gakd.types import StudentRows
+
+B, T, V, H_STUDENT, H_TEACHER, R = 4, 7, 40, 8, 10, 5
+WEIGHT = 0.7
+
+
+@pytest.fixture(autouse=True)
+def double():
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def player(discriminator: str = "transformer", readout=CenteredLogitReadout, r1=3.0, r2=5.0) -> Adversarial:
+    torch.manual_seed(1)
+    built = TransformerDiscriminator(R, width=8, heads=2) if discriminator == "transformer" else MLPDiscriminator(R, width=8)
+    return Adversarial(built, RelativisticGAN(r1, r2), readout(V, R))
+
+
+def material(bias: bool = False, padded: int = 0, student_scale: float = 1.0):
+    torch.manual_seed(2)
+    mask = torch.rand(B, T) > 0.3
+    mask[0, :3] = False
+    rows = int(mask.sum())
+    head = Head(
+        torch.randn(V + padded, H_STUDENT, requires_grad=True),
+        torch.randn(V + padded, requires_grad=True) if bias else None,
+        student_scale,
+    )
+    teacher = TeacherOutput(torch.randn(rows, H_TEACHER), Head(torch.randn(V + 2 * padded, H_TEACHER)))
+    return mask, torch.randn(rows, H_STUDENT, requires_grad=True), head, teacher
+
+
+def play(adversarial, mask, hidden, head, teacher, sequences=B, weight=WEIGHT):
+    """One micro-batch: the discriminator's gradient lands in its parameters, the student's loss is returned."""
+    coefficients = Coefficients({"adversarial": weight / sequences}, 1 / sequences)
+    rows = StudentRows(adversarial.readout.live(hidden, head, "student"), hidden.detach())
+    return adversarial(StudentOutput(torch.zeros(()), {}, rows), teacher, mask, coefficients)
+
+
+def direct(adversarial, mask, hidden, head, teacher) -> tuple[Tensor, Tensor]:
+    """Both losses on whole [N, V] logits, as one would write them with memory to spare."""
+    readout, game = adversarial.readout, adversarial.game
+    student_logits = (hidden @ head.weight.T + (0 if head.bias is None else head.bias))[:, :V] * head.scale
+    teacher_logits = (teacher.hidden_NH @ teacher.head.weight.T)[:, :V]
+
+    def score(logits: Tensor, weight: Tensor) -> Tensor:
+        if readout.centered:
+            logits = logits - logits.mean(-1, keepdim=True)
+        return adversarial.discriminator(pack(logits @ weight.T, mask), pack_mask(mask))
+
+    real_in, fake_in = teacher_logits.detach().requires_grad_(), student_logits.detach().requires_grad_()
+    real, fake = score(real_in, readout.weight), score(fake_in, readout.weight)
+    (real_gradient,) = torch.autograd.grad(real.sum(), real_in, create_graph=True)
+    (fake_gradient,) = torch.autograd.grad(fake.sum(), fake_in, create_graph=True)
+    penalty = game.r1 / 2 * real_gradient.square().sum() + game.r2 / 2 * fake_gradient.square().sum()
+    discriminator_loss = (softplus(-(real - fake)).sum() + penalty) / B
+    student_loss = softplus(-(score(student_logits, readout.weight) - real.detach())).sum() * WEIGHT / B
+    return student_loss, discriminator_loss
+
+
+@pytest.mark.parametrize("discriminator", ["transformer", "mlp"])
+@pytest.mark.parametrize("readout", [LogitReadout, CenteredLogitReadout])
+@pytest.mark.parametrize("case", [{}, {"padded": 3}, {"bias": True, "student_scale": 0.5}, {"bias": True, "padded": 2}], ids=str)
+def test_both_players_gradients_equal_the_direct_ones(discriminator, readout, case):
+    adversarial = player(discriminator, readout)
+    mask, hidden, head, teacher = material(**case)
+    leaves = [tensor for tensor in (hidden, head.weight, head.bias) if tensor is not None]
+    student_loss, discriminator_loss = direct(adversarial, mask, hidden, head, teacher)
+    expected = torch.autograd.grad(student_loss, leaves)
+    expected_own = torch.autograd.grad(discriminator_loss, list(adversarial.parameters()))
+
+    played = play(adversarial, mask, hidden, head, teacher)
+    played.loss.backward()
+    adversarial.flush()
+    torch.testing.assert_close(played.loss, student_loss)
+    for leaf, gradient in zip(leaves, expected, strict=True):
+        torch.testing.assert_close(leaf.grad, gradient, rtol=1e-10, atol=1e-14)
+    for parameter, gradient in zip(adversarial.parameters(), expected_own, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-9, atol=1e-14)
+
+
+def test_gradcheck_of_the_students_loss():
+    adversarial = player()
+    mask, hidden, head, teacher = material()
+
+    def loss(hidden, weight):
+        adversarial.flush()
+        return play(adversarial, mask, hidden, Head(weight), teacher).loss
+
+    assert torch.autograd.gradcheck(loss, (hidden, head.weight))
+
+
+def discriminator_gradients(adversarial, *material_of_step, **options) -> list[Tensor]:
+    play(adversarial, *material_of_step, **options)
+    adversarial.flush()
+    gradients = [parameter.grad.clone() for parameter in adversarial.parameters()]
+    adversarial.zero_grad()
+    return gradients
+
+
+@pytest.mark.parametrize("penalties", [(10.0, 0.0), (0.0, 10.0)], ids=["r1", "r2"])
+@pytest.mark.parametrize("discriminator", ["transformer", "mlp"])
+def test_each_penalty_changes_the_discriminators_gradient(penalties, discriminator):
+    step = material()
+    without = discriminator_gradients(player(discriminator, r1=0, r2=0), *step)
+    with_penalty = discriminator_gradients(player(discriminator, r1=penalties[0], r2=penalties[1]), *step)
+    moved = [not torch.allclose(a, b, rtol=1e-3, atol=1e-9) for a, b in zip(without, with_penalty, strict=True)]
+    # The released code's penalties are constants: there nothing would move.
+    assert sum(moved) > len(moved) / 2
+
+
+def test_the_students_loss_leaves_the_discriminator_alone_and_the_discriminators_the_student():
+    adversarial = player()
+    mask, hidden, head, teacher = material()
+    played = play(adversarial, mask, hidden, head, teacher)
+    assert hidden.grad is None
+    assert head.weight.grad is None
+    adversarial.flush()
+    before = [parameter.grad.clone() for parameter in adversarial.parameters()]
+    played.loss.backward()
+    assert all(torch.equal(a, parameter.grad) for a, parameter in zip(before, adversarial.parameters(), strict=True))
+    assert all(parameter.requires_grad for parameter in adversarial.parameters())
+
+
+def test_a_frozen_head_gets_no_gradient():
+    adversarial = player()
+    mask, hidden, head, teacher = material()
+    frozen = Head(head.weight.detach())
+    play(adversarial, mask, hidden, frozen, teacher).loss.backward()
+    assert frozen.weight.grad is None
+    assert hidden.grad is not None
+
+
+def split(mask: Tensor, rows: Tensor, sequences: slice) -> Tensor:
+    owner = mask.nonzero()[:, 0]
+    return rows[(owner >= sequences.start) & (owner < sequences.stop)]
+
+
+def test_gradients_do_not_depend_on_how_the_step_is_cut_into_micro_batches():
+    mask, hidden, head, teacher = material()
+    whole = player()
+    play(whole, mask, hidden, head, teacher).loss.backward()
+    whole.flush()
+    expected = hidden.grad.clone(), head.weight.grad.clone(), [p.grad for p in whole.parameters()]
+    hidden.grad = head.weight.grad = None
+    cut = player()
+    for part in (slice(0, 1), slice(1, 4)):
+        own = TeacherOutput(split(mask, teacher.hidden_NH, part), teacher.head)
+        play(cut, mask[part], split(mask, hidden, part), head, own).loss.backward()
+    cut.flush()
+    torch.testing.assert_close(hidden.grad, expected[0])
+    torch.testing.assert_close(head.weight.grad, expected[1])
+    for parameter, gradient in zip(cut.parameters(), expected[2], strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
+
+
+def test_padding_prompts_and_the_order_of_sequences_change_nothing():
+    mask, hidden, head, teacher = material()
+    reference = play(player(), mask, hidden, head, teacher)
+    # A longer prompt in front and padding behind move the rows' positions, not what is read of them.
+    padded = torch.cat([torch.zeros(B, 3, dtype=torch.bool), mask, torch.zeros(B, 5, dtype=torch.bool)], 1)
+    assert torch.equal(play(player(), padded, hidden, head, teacher).losses["adversarial"], reference.losses["adversarial"])
+    order = torch.tensor([2, 0, 3, 1])
+    rows = torch.cat([(mask.nonzero()[:, 0] == index).nonzero()[:, 0] for index in order])
+    shuffled = play(player(), mask[order], hidden[rows], head, TeacherOutput(teacher.hidden_NH[rows], teacher.head))
+    for name, values in reference.losses.items():
+        torch.testing.assert_close(shuffled.losses[name], values[order])
+
+
+def test_a_sequence_without_supervised_tokens_counts_for_nothing():
+    mask, hidden, head, teacher = material()
+    reference = play(player(), mask, hidden, head, teacher)
+    empty = torch.cat([mask, torch.zeros(1, T, dtype=torch.bool)])
+    played = play(player(), empty, hidden, head, teacher)
+    torch.testing.assert_close(played.loss, reference.loss)
+    assert all(values[-1] == 0 for values in played.losses.values())
+
+
+def test_centered_readouts_are_blind_to_an_offset_of_the_logits_and_raw_ones_are_not():
+    mask, hidden, head, teacher = material(bias=True)
+    shifted = head._replace(bias=head.bias + 3.0)
+    for readout, blind in ((CenteredLogitReadout, True), (LogitReadout, False)):
+        scores = [play(player(readout=readout), mask, hidden, own, teacher).losses["adversarial"] for own in (head, shifted)]
+        assert torch.allclose(*scores, rtol=1e-9) is blind
+
+
+def test_identical_networks_score_a_draw():
+    adversarial = player()
+    mask, hidden, head, _ = material()
+    played = play(adversarial, mask, hidden, head, TeacherOutput(hidden.detach(), Head(head.weight.detach())))
+    torch.testing.assert_close(played.losses["adversarial"], torch.full((B,), 2.0).log())
+    torch.testing.assert_close(played.losses["discriminator"], torch.full((B,), 2.0).log())
+    assert (played.losses["discriminator_accuracy"] == 0.5).all()
+
+
+def test_nothing_happens_while_the_weight_is_zero():
+    adversarial = player()
+    mask, hidden, head, teacher = material()
+    played = play(adversarial, mask, hidden, head, teacher, weight=0.0)
+    assert played.loss == 0
+    assert played.losses == {}
+    adversarial.flush()
+    assert all(parameter.grad is None for parameter in adversarial.parameters())
+
+
+def test_the_discriminator_learns_to_tell_them_apart():
+    adversarial = player(r1=0.01, r2=0.01)
+    optimizer = torch.optim.AdamW(adversarial.parameters(), lr=1e-2)
+    mask, hidden, head, teacher = material()
+    margins = []
+    for _ in range(40):
+        margins.append(play(adversarial, mask, hidden, head, teacher).losses["discriminator_margin"].mean())
+        adversarial.flush()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert margins[-1] > margins[0] + 0.5
+
+
+def test_heads_a_linear_readout_cannot_read_are_refused():
+    mask, hidden, head, teacher = material()
+    with pytest.raises(ValueError, match="soft-capped at 30"):
+        play(player(), mask, hidden, head._replace(softcap=30.0), teacher)
+    with pytest.raises(ValueError, match="maps 40 tokens, the student's head has 39"):
+        play(player(), mask, hidden, Head(head.weight[:39]), teacher)

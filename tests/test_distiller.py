@@ -1,0 +1,201 @@
+"""One whole step on real (tiny) language models: what runs, what is allocated, what a gradient may depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, kl_div
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gakd import (
+    IGNORE_INDEX,
+    Adversarial,
+    Batch,
+    CenteredLogitReadout,
+    CrossEntropy,
+    Distiller,
+    LocalTeacher,
+    RelativisticGAN,
+    ReverseKL,
+    TransformerDiscriminator,
+)
+from gakd.objective import Counts, Objective
+from tests import tiny
+
+VOCAB = 331  # a prime: no other size of the step is equal to it by chance
+
+
+def sequences(count: int = 6, seed: int = 0) -> list[tuple[list[int], int]]:
+    """Token ids and the length of the prompt among them, very uneven."""
+    generator = torch.Generator().manual_seed(seed)
+    built = []
+    for index in range(count):
+        length = int(torch.randint(5, 30, (), generator=generator)) + 8 * (index % 2)
+        ids = torch.randint(0, VOCAB, (length,), generator=generator).tolist()
+        built.append((ids, int(torch.randint(2, length - 2, (), generator=generator))))
+    return built
+
+
+def batch_of(rows: list[tuple[list[int], int]], extra: int = 0) -> Batch:
+    length = max(len(ids) for ids, _ in rows) - 1 + extra
+    input_ids, mask, labels = (torch.full((len(rows), length), fill) for fill in (0, 0, IGNORE_INDEX))
+    for row, (ids, prompt) in enumerate(rows):
+        size = len(ids) - 1
+        input_ids[row, :size], mask[row, :size] = torch.tensor(ids[:-1]), 1
+        labels[row, prompt - 1 : size] = torch.tensor(ids[prompt:])
+    return Batch(input_ids, mask, labels)
+
+
+class Step:
+    """Student, teacher, adversary and objective, built the same way every time."""
+
+    def __init__(self, tied: bool = True, chunk_rows: int | None = None, teacher_vocab: int = VOCAB) -> None:
+        self.student = tiny.model(VOCAB, tied=tied, seed=1, scale=3.0)
+        self.teacher_model = tiny.model(teacher_vocab, width=48, layers=3, tied=False, seed=2, scale=5.0)
+        torch.manual_seed(3)
+        self.adversarial = Adversarial(
+            TransformerDiscriminator(8, width=16, heads=2), RelativisticGAN(2.0, 3.0), CenteredLogitReadout(VOCAB, 8)
+        )
+        self.objective: Objective = 0.5 * CrossEntropy() + 0.5 * ReverseKL() + 0.1 * self.adversarial
+        self.teacher = LocalTeacher(self.teacher_model)
+        self.distiller = Distiller(self.student, self.objective, chunk_rows).train()
+
+    def run(self, batches: list[Batch]) -> dict[str, Tensor]:
+        """Gradients of one optimizer step over some micro-batches."""
+        tokens = sum(int(batch.mask.sum()) for batch in batches)
+        counts = Counts(tokens, sum(len(batch.labels) for batch in batches))
+        coefficients = self.objective.coefficients(0, counts)
+        for batch in batches:
+            teacher_output = self.teacher(batch)
+            output = self.distiller(batch, teacher_output, coefficients)
+            game = self.adversarial(output, teacher_output, batch.mask, coefficients)
+            (output.loss + game.loss).backward()
+        self.adversarial.flush()
+        modules = {"student": self.student, "adversarial": self.adversarial}
+        return {f"{name}.{key}": p.grad for name, module in modules.items() for key, p in module.named_parameters()}
+
+
+def assert_same(gradients: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 1e-5) -> None:
+    assert gradients.keys() == expected.keys()
+    for name, gradient in gradients.items():
+        difference = (gradient - expected[name]).norm() / expected[name].norm().clamp(min=1e-8)
+        assert difference < tolerance, f"{name}: relative difference {difference:.2e}"
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_gradients_equal_the_plain_models_own(tied):
+    """Token terms through the distiller = transformers' logits, torch's losses, divided by the tokens."""
+    step = Step(tied)
+    step.objective = 0.5 * CrossEntropy() + 0.5 * ReverseKL()
+    step.distiller = Distiller(step.student, step.objective)
+    batch = batch_of(sequences())
+    output = step.distiller(batch, step.teacher(batch), step.objective.coefficients(0, Counts(int(batch.mask.sum()), 6)))
+    output.loss.backward()
+    gradients = {name: parameter.grad.clone() for name, parameter in step.student.named_parameters()}
+    step.student.zero_grad()
+
+    arguments = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
+    log_q = step.student(**arguments).logits[batch.mask].log_softmax(-1)
+    log_p = step.teacher_model(**arguments).logits[batch.mask].log_softmax(-1)
+    loss = 0.5 * cross_entropy(log_q, batch.labels[batch.mask])
+    loss = loss + 0.5 * kl_div(log_p, log_q, log_target=True, reduction="batchmean")
+    loss.backward()
+    torch.testing.assert_close(output.loss, loss, rtol=1e-5, atol=1e-6)
+    assert_same(gradients, {name: parameter.grad for name, parameter in step.student.named_parameters()})
+
+
+def test_padding_chunks_micro_batches_and_order_leave_the_gradient_alone():
+    rows = sequences()
+    expected = Step().run([batch_of(rows)])
+    assert_same(Step().run([batch_of(rows, extra=11)]), expected)
+    assert_same(Step(chunk_rows=5).run([batch_of(rows)]), expected)
+    assert_same(Step().run([batch_of(rows[:1]), batch_of(rows[1:3]), batch_of(rows[3:])]), expected)
+    assert_same(Step().run([batch_of(rows[::-1])]), expected)
+    assert_same(Step().run([batch_of(rows[4:]), batch_of(rows[:4])]), expected)
+
+
+def test_a_teacher_with_a_wider_padded_head_is_cut_to_the_shared_vocabulary():
+    gradients = Step(teacher_vocab=VOCAB + 13).run([batch_of(sequences())])
+    assert all(torch.isfinite(gradient).all() for gradient in gradients.values())
+
+
+def test_masked_positions_get_exactly_no_gradient():
+    step = Step()
+    batch = batch_of(sequences())
+    kept: list[Tensor] = []
+    step.student.model.register_forward_hook(lambda *call: (call[2].last_hidden_state.retain_grad(), kept.append(call[2].last_hidden_state))[0])
+    step.run([batch])
+    (hidden,) = kept
+    assert torch.count_nonzero(hidden.grad[~batch.mask]) == 0
+    assert (hidden.grad[batch.mask].abs().sum(-1) > 0).all()
+
+
+@contextmanager
+def counted(module: torch.nn.Module) -> Iterator[list[int]]:
+    calls: list[int] = []
+    handle = module.register_forward_hook(lambda *_: calls.append(1))
+    yield calls
+    handle.remove()
+
+
+def test_one_backbone_forward_each_per_micro_batch_and_no_head_forward():
+    step = Step()
+    with (
+        counted(step.student.model) as student,
+        counted(step.teacher_model.model) as teacher,
+        counted(step.student.lm_head) as student_head,
+        counted(step.teacher_model.lm_head) as teacher_head,
+    ):
+        step.run([batch_of(sequences()[:3]), batch_of(sequences()[3:])])
+    assert (len(student), len(teacher), len(student_head), len(teacher_head)) == (2, 2, 0, 0)
+
+
+class AllocationWatch(TorchDispatchMode):
+    """For every tensor that an operation returns with a vocabulary dimension: how many vocabularies long it is."""
+
+    def __init__(self, vocabulary: int) -> None:
+        super().__init__()
+        self.vocabulary = vocabulary
+        self.rows: list[int] = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        result = function(*arguments, **(keywords or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(tensor, Tensor) and (self.vocabulary in tensor.shape or tensor.numel() % self.vocabulary == 0):
+                self.rows.append(tensor.numel() // self.vocabulary)
+        return result
+
+
+def test_nothing_with_a_vocabulary_dimension_is_longer_than_one_chunk():
+    # Hidden widths of 32 and 48 and a readout of 8 are the only other things that stand beside the vocabulary.
+    step = Step(chunk_rows=50)
+    batch = batch_of(sequences(count=40))
+    assert batch.mask.sum() > 300
+    with AllocationWatch(VOCAB) as watch:
+        step.run([batch])
+    assert max(watch.rows) == 50
+
+
+def test_the_allocation_watch_sees_what_it_is_there_for():
+    step = Step()
+    batch = batch_of(sequences(count=40))
+    with AllocationWatch(VOCAB) as watch:
+        step.student(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
+    assert max(watch.rows) >= batch.labels.numel()
+
+
+def test_an_objective_with_two_adversaries_is_refused():
+    step = Step()
+    torch.manual_seed(0)
+    second = Adversarial(step.adversarial.discriminator, RelativisticGAN(), step.adversarial.readout, name="second")
+    with pytest.raises(ValueError, match="holds one adversary"):
+        Distiller(step.student, step.objective + 0.1 * second)
+
+
+def test_the_adversary_is_no_part_of_the_wrapped_module():
+    step = Step()
+    assert {name.split(".")[0] for name, _ in step.distiller.named_parameters()} == {"student"}

@@ -1,0 +1,188 @@
+"""The fused engine against the direct, unfused computation in float64, and its invariances."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, kl_div
+
+from gakd import CrossEntropy, Divergence, ForwardKL, Head, JensenShannon, ReverseKL, TeacherOutput
+from gakd.fused import default_chunk_rows, token_losses, token_values
+
+TERMS = [CrossEntropy(), ForwardKL(), ReverseKL(), JensenShannon(0.3)]
+COEFFICIENTS = {"cross_entropy": 0.3, "forward_kl": 0.7, "reverse_kl": 0.2, "jensen_shannon": 1.1}
+
+
+def inputs(dtype=torch.float64, rows=37, student_vocab=50, teacher_vocab=50, bias=False, scale=1.0, softcap=None):
+    torch.manual_seed(0)
+    hidden = torch.randn(rows, 12, dtype=dtype, requires_grad=True)
+    weight = torch.randn(student_vocab, 12, dtype=dtype, requires_grad=True)
+    offset = torch.randn(student_vocab, dtype=dtype, requires_grad=True) if bias else None
+    teacher = TeacherOutput(torch.randn(rows, 20, dtype=dtype), Head(torch.randn(teacher_vocab, 20, dtype=dtype) / 2))
+    labels = torch.randint(0, min(student_vocab, teacher_vocab), (rows,))
+    return hidden, Head(weight, offset, scale, softcap), labels, teacher
+
+
+def unfused(hidden: Tensor, head: Head, labels: Tensor, teacher: TeacherOutput) -> Tensor:
+    """Everything at once with torch's own losses."""
+    size = min(head.vocab_size, teacher.head.vocab_size)
+    logits = hidden @ head.weight.T
+    if head.bias is not None:
+        logits = logits + head.bias
+    logits = logits * head.scale
+    if head.softcap is not None:
+        logits = head.softcap * torch.tanh(logits / head.softcap)
+    log_q = logits[:, :size].log_softmax(-1)
+    log_p = (teacher.hidden_NH @ teacher.head.weight.T)[:, :size].log_softmax(-1)
+    log_m = (0.3 * log_p.exp() + 0.7 * log_q.exp()).log()
+    return (
+        0.3 * cross_entropy(logits[:, :size], labels, reduction="sum")
+        + 0.7 * kl_div(log_q, log_p, log_target=True, reduction="sum")
+        + 0.2 * kl_div(log_p, log_q, log_target=True, reduction="sum")
+        + 1.1 * 0.3 * kl_div(log_m, log_p, log_target=True, reduction="sum")
+        + 1.1 * 0.7 * kl_div(log_m, log_q, log_target=True, reduction="sum")
+    )
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        {},
+        {"bias": True},
+        {"scale": 0.25},
+        {"softcap": 5.0},
+        {"bias": True, "scale": 1.7, "softcap": 3.0},
+        {"student_vocab": 56},
+        {"teacher_vocab": 61},
+        {"student_vocab": 56, "bias": True},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("chunk_rows", [1, 7, 37, 512])
+def test_loss_and_gradients_equal_the_unfused_computation(case, chunk_rows):
+    hidden, head, labels, teacher = inputs(**case)
+    leaves = [tensor for tensor in (hidden, head.weight, head.bias) if tensor is not None]
+    expected = unfused(hidden, head, labels, teacher)
+    expected_gradients = torch.autograd.grad(expected, leaves)
+    loss, losses = token_losses(hidden, head, labels, TERMS, COEFFICIENTS, teacher, chunk_rows)
+    gradients = torch.autograd.grad(loss, leaves)
+    torch.testing.assert_close(loss, expected, rtol=1e-10, atol=1e-10)
+    for gradient, expected_gradient in zip(gradients, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, expected_gradient, rtol=1e-9, atol=1e-10)
+    values = token_values(hidden, head, labels, TERMS, teacher, chunk_rows)
+    for name, losses_N in losses.items():
+        assert losses_N.shape == labels.shape
+        torch.testing.assert_close(values[name], losses_N, rtol=1e-10, atol=1e-12)
+
+
+def test_fp32_is_close_to_float64():
+    gradients = []
+    for dtype in (torch.float32, torch.float64):
+        hidden, head, labels, teacher = inputs()
+        hidden, weight = hidden.detach().to(dtype).requires_grad_(), head.weight.detach().to(dtype).requires_grad_()
+        teacher = TeacherOutput(teacher.hidden_NH.to(dtype), Head(teacher.head.weight.to(dtype)))
+        loss, _ = token_losses(hidden, Head(weight), labels, TERMS, COEFFICIENTS, teacher, 16)
+        gradients.append(torch.autograd.grad(loss, [hidden, weight]))
+    for single, double in zip(*gradients, strict=True):
+        torch.testing.assert_close(single.double(), double, rtol=1e-4, atol=1e-5)
+
+
+def test_bf16_inputs_keep_fp32_losses_and_accumulate_the_head_gradient_in_fp32():
+    hidden, head, labels, teacher = inputs(rows=256)
+    hidden16, weight16 = hidden.detach().bfloat16().requires_grad_(), head.weight.detach().bfloat16().requires_grad_()
+    teacher16 = TeacherOutput(teacher.hidden_NH.bfloat16(), Head(teacher.head.weight.bfloat16()))
+    loss, losses = token_losses(hidden16, Head(weight16), labels, TERMS, COEFFICIENTS, teacher16, chunk_rows=4)
+    assert all(values.dtype == torch.float32 for values in losses.values())
+    (gradient,) = torch.autograd.grad(loss, weight16)
+    assert gradient.dtype == torch.bfloat16
+    exact_hidden, exact_weight = hidden16.detach().double(), weight16.detach().double().requires_grad_()
+    exact_teacher = TeacherOutput(teacher16.hidden_NH.double(), Head(teacher16.head.weight.double()))
+    (expected,) = torch.autograd.grad(unfused(exact_hidden, Head(exact_weight), labels, exact_teacher), exact_weight)
+    # 64 chunks: a bf16 accumulator would be off by several percent.
+    assert (gradient.double() - expected).norm() / expected.norm() < 0.01
+
+
+def test_autocast_does_not_change_the_dtype_of_the_passs_products():
+    hidden, head, labels, teacher = inputs(dtype=torch.float32)
+    plain, _ = token_losses(hidden, head, labels, TERMS, COEFFICIENTS, teacher)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside, _ = token_losses(hidden, head, labels, TERMS, COEFFICIENTS, teacher)
+    assert torch.equal(plain, inside)
+
+
+def test_upstream_gradient_scales_and_reordering_rows_changes_nothing():
+    hidden, head, labels, teacher = inputs()
+    loss, losses = token_losses(hidden, head, labels, TERMS, COEFFICIENTS, teacher, 8)
+    once = torch.autograd.grad(loss, [hidden, head.weight], retain_graph=True)
+    thrice = torch.autograd.grad(3 * loss, [hidden, head.weight])
+    for single, triple in zip(once, thrice, strict=True):
+        torch.testing.assert_close(triple, 3 * single)
+    order = torch.randperm(len(labels))
+    shuffled = TeacherOutput(teacher.hidden_NH[order], teacher.head)
+    loss2, losses2 = token_losses(hidden[order], head, labels[order], TERMS, COEFFICIENTS, shuffled, 8)
+    torch.testing.assert_close(loss2, loss)
+    torch.testing.assert_close(losses2["reverse_kl"], losses["reverse_kl"][order])
+    torch.testing.assert_close(torch.autograd.grad(loss2, head.weight)[0], once[1])
+
+
+def test_a_frozen_head_gets_no_gradient_and_hidden_states_the_same_one():
+    hidden, head, labels, teacher = inputs()
+    (expected,) = torch.autograd.grad(token_losses(hidden, head, labels, TERMS, COEFFICIENTS, teacher)[0], hidden)
+    frozen = Head(head.weight.detach())
+    loss, _ = token_losses(hidden, frozen, labels, TERMS, COEFFICIENTS, teacher)
+    loss.backward()
+    assert frozen.weight.grad is None
+    assert torch.equal(hidden.grad, expected)
+
+
+def test_terms_without_weight_are_not_computed_and_no_teacher_is_needed_without_them():
+    hidden, head, labels, _ = inputs()
+    loss, losses = token_losses(hidden, head, labels, TERMS, {name: 0.0 for name in COEFFICIENTS} | {"cross_entropy": 1.0})
+    assert list(losses) == ["cross_entropy"]
+    torch.testing.assert_close(loss, cross_entropy(hidden @ head.weight.T, labels, reduction="sum"))
+
+
+def test_a_term_given_by_its_formula_runs_beside_closed_forms():
+    class Squared(Divergence):
+        name = "squared"
+
+        def losses(self, student_log_probs_NV, teacher_log_probs_NV):
+            return (student_log_probs_NV.exp() - teacher_log_probs_NV.exp()).square().sum(-1)
+
+    hidden, head, labels, teacher = inputs()
+    loss, _ = token_losses(hidden, head, labels, [Squared(), ReverseKL()], {"squared": 2.0, "reverse_kl": 1.0}, teacher, 5)
+    log_q = (hidden @ head.weight.T).log_softmax(-1)
+    log_p = (teacher.hidden_NH @ teacher.head.weight.T).log_softmax(-1)
+    expected = 2 * (log_q.exp() - log_p.exp()).square().sum() + kl_div(log_p, log_q, log_target=True, reduction="sum")
+    for leaf in (hidden, head.weight):
+        torch.testing.assert_close(
+            torch.autograd.grad(loss, leaf, retain_graph=True)[0], torch.autograd.grad(expected, leaf, retain_graph=True)[0]
+        )
+
+
+def test_errors_name_what_was_got_and_what_to_do():
+    hidden, head, labels, teacher = inputs()
+    with pytest.raises(ValueError, match="forward_kl, reverse_kl, jensen_shannon compare with a teacher"):
+        token_losses(hidden, head, labels, TERMS, COEFFICIENTS)
+    with pytest.raises(ValueError, match=r"37 rows and labels of shape \(36,\)"):
+        token_losses(hidden, head, labels[1:], TERMS, COEFFICIENTS, teacher)
+    with pytest.raises(ValueError, match="got 37 and 36; use one batch for both"):
+        token_losses(hidden, head, labels, TERMS, COEFFICIENTS, TeacherOutput(teacher.hidden_NH[1:], teacher.head))
+
+
+@pytest.mark.parametrize(("vocab_size", "rows"), [(151_936, 128), (49_152, 512), (32_768, 512)])
+def test_default_chunk_is_a_power_of_two_of_64_megabytes_and_at_least_128_rows(vocab_size, rows):
+    assert default_chunk_rows(vocab_size) == rows
+
+
+def test_against_torchtunes_kd_losses():
+    loss_module = pytest.importorskip("torchtune.modules.loss", reason="torchtune is an optional oracle")
+    hidden, head, labels, teacher = inputs(dtype=torch.float32)
+    student_logits, teacher_logits = hidden @ head.weight.T, teacher.logits()
+    values = token_values(hidden, head, labels, [ForwardKL(), ReverseKL()], teacher)
+    arguments = student_logits.unsqueeze(0), teacher_logits.unsqueeze(0), labels.unsqueeze(0)
+    log_p = teacher_logits.log_softmax(-1)
+    entropy = -(log_p.exp() * log_p).sum(-1).mean()  # which torchtune's forward KL leaves out
+    torch.testing.assert_close(values["forward_kl"].mean(), loss_module.ForwardKLLoss()(*arguments) - entropy, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(values["reverse_kl"].mean(), loss_module.ReverseKLLoss()(*arguments), rtol=1e-4, atol=1e-4)
