@@ -8,7 +8,6 @@ from dataclasses import asdict
 from pathlib import Path
 from statistics import stdev
 
-import numpy as np
 import pytest
 import torch
 from matplotlib.image import imread
@@ -32,11 +31,12 @@ from gakd.evaluation import (
     teacher_outputs,
 )
 
-WORDS = "the cat sat on a mat and ran over my red hat".split()
+WORDS = ["the", "cat", "sat", "on", "a", "mat", "and", "ran", "over", "my", "red", "hat"]
 
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
+    """Of words, so that random text shares some with the references."""
     vocabulary = {word: index for index, word in enumerate(["<pad>", "<eos>", "<unk>", *WORDS])}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -45,34 +45,47 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 def tiny_llama(seed: int) -> LlamaForCausalLM:
     torch.manual_seed(seed)
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=3 + len(WORDS), max_position_embeddings=64, **sizes)).eval()
+    config = LlamaConfig(
+        vocab_size=3 + len(WORDS), hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    return LlamaForCausalLM(config).eval()
 
 
 @pytest.fixture(scope="module")
-def examples() -> list[Example]:
+def student() -> LlamaForCausalLM:
+    return tiny_llama(0)
+
+
+@pytest.fixture(scope="module")
+def teacher() -> LlamaForCausalLM:
+    return tiny_llama(1)
+
+
+@pytest.fixture(scope="module")
+def examples(tokenizer) -> list[Example]:
     texts = [("the cat", "sat on a mat"), ("my red hat", "ran"), ("and", "the cat ran over my hat"), ("on", "a mat")]
-    ids = {word: index + 3 for index, word in enumerate(WORDS)}
     return [
         Example(
-            prompt_ids=[ids[word] for word in prompt.split()],
-            response_ids=[*(ids[word] for word in response.split()), 1],
+            prompt_ids=tokenizer.encode(prompt),
+            response_ids=[*tokenizer.encode(response), tokenizer.eos_token_id],
             row=Row(instruction=prompt, input="", responses=(response, "the")),
         )
         for prompt, response in texts
     ]
 
 
-def test_evaluation_is_the_sum_of_its_parts(tokenizer, examples):
-    student, teacher, sampling = tiny_llama(0), tiny_llama(1), Sampling(16)
-    result = evaluate(student, teacher, tokenizer, examples, sampling, text_examples=3, batch_size=2, seeds=[10, 20, 30])
+def test_evaluation_is_the_sum_of_its_parts(student, teacher, tokenizer, examples):
+    sampling = Sampling(16)
+    seeds = [10, 20, 30]
+    result = evaluate(student, teacher, tokenizer, examples, sampling, text_examples=3, batch_size=2, seeds=seeds)
     parts = divergences_to_teacher(student, teacher, examples, 0)
     assert {name: getattr(result, name) for name in parts} == pytest.approx(parts, rel=1e-5)
 
     rouge, match, lengths, finished, predictions = [], [], [], [], []
+    prompts = [example.prompt_ids for example in examples[:3]]
     references = [example.row.responses for example in examples[:3]]
-    for seed in (10, 20, 30):
-        drawn = generate(student, tokenizer, [e.prompt_ids for e in examples[:3]], Sampling(16, seed=seed), batch_size=2)
+    for seed in seeds:
+        drawn = generate(student, tokenizer, prompts, Sampling(16, seed=seed), batch_size=2)
         texts = [" ".join(WORDS[index - 3] for index in one.ids if index > 2) for one in drawn]
         predictions.append(texts)
         rouge.append(corpus_rouge_l(texts, references))
@@ -81,25 +94,25 @@ def test_evaluation_is_the_sum_of_its_parts(tokenizer, examples):
         finished.append(sum(one.finished for one in drawn) / 3)
     assert result.predictions == predictions[0]
     assert result.seeds == [10, 20, 30]
-    for name, values in {"rouge_l": rouge, "exact_match": match, "response_length": lengths, "finished": finished}.items():
+    expected = {"rouge_l": rouge, "exact_match": match, "response_length": lengths, "finished": finished}
+    for name, values in expected.items():
         assert result.by_seed[name] == pytest.approx(values)
         assert getattr(result, name) == pytest.approx(sum(values) / 3)
         assert result.std[name] == pytest.approx(stdev(values))
     assert len(set(rouge)) > 1
-    assert 0 < result.finished < 1
+    assert 0 < sum(finished) < len(finished)
     assert Evaluation(**json.loads(json.dumps(asdict(result)))) == result
 
 
-def test_without_teacher_or_text(tokenizer, examples):
-    alone = evaluate(tiny_llama(0), None, tokenizer, examples, Sampling(4), text_examples=0)
+def test_without_teacher_or_text(student, tokenizer, examples):
+    alone = evaluate(student, None, tokenizer, examples, Sampling(4), text_examples=0)
     assert alone == Evaluation(cross_entropy=alone.cross_entropy)
-    one = evaluate(tiny_llama(0), None, tokenizer, examples, Sampling(4))
+    one = evaluate(student, None, tokenizer, examples, Sampling(4))
     assert len(one.predictions) == len(examples)
     assert (one.seeds, one.std, one.forward_kl) == ([10], {}, None)
 
 
-def test_precomputed_teacher_gives_the_same(tokenizer, examples):
-    student, teacher = tiny_llama(0), tiny_llama(1)
+def test_precomputed_teacher_gives_the_same(student, teacher, tokenizer, examples):
     outputs = teacher_outputs(teacher, examples, 0)
     with_outputs = evaluate(student, outputs, tokenizer, examples, Sampling(4), text_examples=0)
     with_model = evaluate(student, teacher, tokenizer, examples, Sampling(4), text_examples=0)
@@ -107,11 +120,11 @@ def test_precomputed_teacher_gives_the_same(tokenizer, examples):
     assert with_outputs.forward_kl == pytest.approx(with_model.forward_kl)
 
 
-def test_refused_seeds(tokenizer, examples):
+def test_refused_seeds(student, tokenizer, examples):
     with pytest.raises(ValueError, match="same text for every seed"):
-        evaluate(tiny_llama(0), None, tokenizer, examples, Sampling(4, temperature=0), seeds=[1, 2])
+        evaluate(student, None, tokenizer, examples, Sampling(4, temperature=0), seeds=[1, 2])
     with pytest.raises(ValueError, match="counts once"):
-        evaluate(tiny_llama(0), None, tokenizer, examples, Sampling(4), seeds=[1, 1])
+        evaluate(student, None, tokenizer, examples, Sampling(4), seeds=[1, 1])
 
 
 BEFORE = Evaluation(2.31, 0.81, 0.92, 18.2, 0.5, 130.1, 0.62, std={"rouge_l": 0.31, "response_length": 3.1})
@@ -153,19 +166,20 @@ def test_checkpoints_table_keeps_every_number(width):
 
 def test_completions_table_shows_brackets_and_cuts_long_text():
     prompts = ["Is [/bold] markup? " * 30, "second"]
-    completions = {"reference": ["yes " * 200, "b"], "teacher": ["t [red]x", ""], "before": ["x" * 500, "c"], "after": ["y", "d"]}
+    completions = {"reference": ["yes " * 200, "b"], "teacher": ["t [red]x", ""], "before": ["x" * 500, "c"]}
+    completions["after"] = ["y", "d"]
     text = rendered(completions_table(prompts, completions), 100)
     for shown in ("Is [/bold] markup?", "t [red]x", "(empty)", "…", "reference", "after"):
         assert shown in text
     assert text.count("yes") < 80
     assert len(text.splitlines()) < 40
-    with pytest.raises(ValueError, match="one text a prompt, got {'teacher': 1} for 2 prompts"):
+    with pytest.raises(ValueError, match=r"one text a prompt, got {'teacher': 1} for 2 prompts"):
         completions_table(prompts, {"teacher": ["one"]})
 
 
 def test_plot_draws_each_series(tmp_path: Path):
-    header = "step,loss,reverse_kl,discriminator_accuracy,gradient_norm,learning_rate,hellinger,valid/reverse_kl,valid/rouge_l"
-    rows = [f"{s},{2 - s / 50},{1 - s / 90},0.7,{1 + s},{s * 1e-6},0.5,{0.9 if s % 20 == 0 else ''},nan" for s in range(60)]
+    header = "step,loss,reverse_kl,discriminator_accuracy,gradient_norm,learning_rate,hellinger,valid/reverse_kl,empty"
+    rows = [f"{s},{2 - s / 50},{1 - s / 90},0.7,{1 + s},{s * 1e-6},.5,{'' if s % 20 else 0.9},nan" for s in range(60)]
     (tmp_path / "metrics.csv").write_text("\n".join([header, *rows]))
     plot_metrics(tmp_path / "metrics.csv", tmp_path / "metrics.png")
     image = imread(tmp_path / "metrics.png")[:, :, :3]
@@ -174,9 +188,8 @@ def test_plot_draws_each_series(tmp_path: Path):
     for row in range(2):
         for column in range(3):
             panel = image[row * height // 2 : (row + 1) * height // 2, column * width // 3 : (column + 1) * width // 3]
-            blue = (panel[:, :, 2] - panel[:, :, 0] > 0.25).sum()
-            assert blue > 100, f"nothing drawn in panel {row}, {column}"
-    assert np.isfinite(image).all()
+            coloured = (panel.max(axis=2) - panel.min(axis=2) > 0.25).sum()
+            assert coloured > 100, f"nothing drawn in panel {row}, {column}"
 
 
 def test_plot_refusals(tmp_path: Path):

@@ -6,42 +6,28 @@ import warnings
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from gakd.evaluation import Generation, Sampling, generate
+from tests import tiny
 
-VOCABULARY = 97
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [12], [13, 14, 15], [16, 17, 18, 19, 20], [21, 22], [23, 24, 25, 26]]
-SIZES = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 128,
-}
+EOS = 258
 
 
 @pytest.fixture
 def tokenizer() -> PreTrainedTokenizerFast:
-    vocabulary = {"<pad>": 0, "<eos>": 1, "<unk>": 2} | {f"w{index}": index for index in range(3, VOCABULARY)}
-    words = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
+    return tiny.tokenizer()
 
 
-def tiny_model(kind: str = "qwen3", sharpness: float = 1.0) -> torch.nn.Module:
-    """A random model; a larger `sharpness` of the head makes greedy choices clear of rounding."""
+def tiny_llama(scale: float) -> LlamaForCausalLM:
     torch.manual_seed(0)
-    if kind == "qwen3":
-        model = Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=8, tie_word_embeddings=False))
-    else:
-        model = LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=False))
+    config = LlamaConfig(vocab_size=272, hidden_size=32, intermediate_size=64, num_hidden_layers=2)
+    config.num_attention_heads, config.num_key_value_heads, config.head_dim = 4, 2, 8
+    model = LlamaForCausalLM(config).eval()
     with torch.no_grad():
-        model.lm_head.weight.mul_(sharpness)
-    return model.eval()
+        model.lm_head.weight.mul_(scale)
+    return model
 
 
 def greedy_by_hand(model: torch.nn.Module, prompt: list[int], length: int, eos: int) -> Generation:
@@ -57,23 +43,22 @@ def greedy_by_hand(model: torch.nn.Module, prompt: list[int], length: int, eos: 
 
 @pytest.mark.parametrize("kind", ["qwen3", "llama"])
 def test_greedy_batch_equals_one_by_one_without_padding(kind, tokenizer):
-    model = tiny_model(kind, sharpness=30)
-    expected = [greedy_by_hand(model, prompt, 12, eos=1) for prompt in PROMPTS]
+    model = tiny.model(tied=False, scale=30) if kind == "qwen3" else tiny_llama(scale=30)
+    expected = [greedy_by_hand(model, prompt, 12, eos=EOS) for prompt in PROMPTS]
     for batch_size in (1, 2, 4, 6):
         assert generate(model, tokenizer, PROMPTS, Sampling(12, temperature=0), batch_size) == expected
-    assert len({tuple(generation.ids) for generation in expected}) > 1, "all responses equal: the test would see nothing"
+    assert len({tuple(generation.ids) for generation in expected}) > 1, "all responses are equal"
 
 
-@pytest.mark.parametrize("pad", ["<pad>", "<eos>"])
-def test_ends_at_end_of_text(pad, tokenizer):
+@pytest.mark.parametrize("pad_is_eos", [False, True])
+def test_ends_at_end_of_text(pad_is_eos, tokenizer):
     """Whatever the padding token is, prompts that hold it included, a response ends at the first end-of-text token."""
-    tokenizer.pad_token = pad
-    model = tiny_model(sharpness=30)
-    prompts = [[*prompt, 1, 3] for prompt in PROMPTS]
+    model = tiny.model(tied=False, scale=30)
+    prompts = [[*prompt, EOS, 3] for prompt in PROMPTS]
     free = [greedy_by_hand(model, prompt, 12, eos=-1).ids for prompt in prompts]
-    ending = free[0][4]  # a token that comes up by itself takes the role of end-of-text
+    ending = next(token for token in free[0][4:] if token < 256)  # one that comes up by itself now ends the text
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ending)
-    if pad == "<eos>":
+    if pad_is_eos:
         tokenizer.pad_token = tokenizer.eos_token
         prompts[1] = [ending, *prompts[1]]
     expected = [greedy_by_hand(model, prompt, 12, eos=ending) for prompt in prompts]
@@ -82,17 +67,17 @@ def test_ends_at_end_of_text(pad, tokenizer):
 
 
 def test_last_token_may_be_end_of_text(tokenizer):
-    model = tiny_model(sharpness=30)
+    model = tiny.model(tied=False, scale=30)
     ids = greedy_by_hand(model, PROMPTS[0], 12, eos=-1).ids
-    position = next(index for index in range(3, 12) if ids[index] not in ids[:index])
+    position = next(index for index in range(3, 12) if ids[index] < 256 and ids[index] not in ids[:index])
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ids[position])
-    exact = generate(model, tokenizer, PROMPTS[:1], Sampling(position + 1, temperature=0))
-    assert exact == [Generation(ids[:position], True)]
-    assert generate(model, tokenizer, PROMPTS[:1], Sampling(position, temperature=0)) == [Generation(ids[:position], False)]
+    for length, finished in ((position + 1, True), (position, False)):
+        cut = generate(model, tokenizer, PROMPTS[:1], Sampling(length, temperature=0))
+        assert cut == [Generation(ids[:position], finished)]
 
 
 def test_sampling_is_a_function_of_the_seed(tokenizer):
-    model = tiny_model()
+    model = tiny.model()
     first = generate(model, tokenizer, PROMPTS, Sampling(8, seed=10), batch_size=4)
     torch.rand(3)  # whatever the caller does with the generator in between
     assert generate(model, tokenizer, PROMPTS, Sampling(8, seed=10), batch_size=4) == first
@@ -100,7 +85,7 @@ def test_sampling_is_a_function_of_the_seed(tokenizer):
 
 
 def test_the_callers_generator_is_untouched(tokenizer):
-    model = tiny_model()
+    model = tiny.model()
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
@@ -109,37 +94,37 @@ def test_the_callers_generator_is_untouched(tokenizer):
 
 
 def test_samples_follow_the_whole_distribution(tokenizer):
-    """With transformers' default top-k of 50, or the checkpoint's own below, most of the 97 tokens would never come up."""
-    model = tiny_model(sharpness=0.01)
+    """With transformers' default top-k of 50, or the checkpoint's own below, most tokens would never come up."""
+    model = tiny.model(tied=False, scale=0.01)
     model.generation_config.update(top_k=5, top_p=0.3, temperature=0.1, repetition_penalty=1.5, suppress_tokens=[30])
     own = model.generation_config.to_dict()
     draws = generate(model, tokenizer, [[5]] * 4000, Sampling(1), batch_size=1000)
-    counts = torch.bincount(torch.tensor([draw.ids[0] if draw.ids else 1 for draw in draws]), minlength=VOCABULARY)
+    counts = torch.bincount(torch.tensor([draw.ids[0] if draw.ids else EOS for draw in draws]), minlength=272)
     with torch.no_grad():
         expected = model(input_ids=torch.tensor([[5]])).logits[0, -1].softmax(-1) * 4000
     chi_square = ((counts - expected).square() / expected).sum().item()
-    assert chi_square < 155, "96 degrees of freedom: above 155 once in 10,000 honest runs"
+    assert chi_square < 365, "271 degrees of freedom: above 365 once in 10,000 honest runs"
     assert model.generation_config.to_dict() == own
 
 
 def test_temperature_and_top_p(tokenizer):
-    model = tiny_model(sharpness=10)
+    model = tiny.model(tied=False, scale=10)
     with torch.no_grad():
         probabilities = model(input_ids=torch.tensor([[5]])).logits[0, -1].softmax(-1)
         cold = model(input_ids=torch.tensor([[5]])).logits[0, -1].div(0.5).softmax(-1)
     ordered, ids = probabilities.sort(descending=True)
     nucleus = set(ids[: int((ordered.cumsum(0) < 0.5).sum()) + 1].tolist())
     draws = generate(model, tokenizer, [[5]] * 2000, Sampling(1, top_p=0.5), batch_size=1000)
-    assert {draw.ids[0] if draw.ids else 1 for draw in draws} == nucleus
+    assert {draw.ids[0] if draw.ids else EOS for draw in draws} == nucleus
     draws = generate(model, tokenizer, [[5]] * 2000, Sampling(1, temperature=0.5), batch_size=1000)
     top = int(cold.argmax())
-    share = sum((draw.ids or [1])[0] == top for draw in draws) / 2000
+    share = sum((draw.ids or [EOS])[0] == top for draw in draws) / 2000
     assert share == pytest.approx(cold[top].item(), abs=0.05)
     assert abs(cold[top] - probabilities[top]) > 0.1, "temperature would change nothing here"
 
 
 def test_modes_are_restored_also_after_an_error(tokenizer):
-    model = tiny_model()
+    model = tiny.model()
     model.train()
     model.model.layers[0].eval()  # a block that a caller keeps in evaluation mode
     before = {name: module.training for name, module in model.named_modules()}
@@ -162,14 +147,14 @@ def test_lora_adapters_take_part(tokenizer):
     pytest.importorskip("peft")
     from gakd.models import add_lora
 
-    model = add_lora(tiny_model(sharpness=30), rank=4, alpha=64, dropout=0.5)
+    model = add_lora(tiny.model(tied=False, scale=30), rank=4, alpha=64, dropout=0.5)
     plain = generate(model, tokenizer, PROMPTS, Sampling(8, temperature=0))
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)
     adapted = generate(model, tokenizer, PROMPTS, Sampling(8, temperature=0), batch_size=3)
     assert adapted != plain
-    assert adapted == [greedy_by_hand(model.eval(), prompt, 8, eos=1) for prompt in PROMPTS]
+    assert adapted == [greedy_by_hand(model.eval(), prompt, 8, eos=EOS) for prompt in PROMPTS]
 
 
 def test_progress_and_no_warnings(tokenizer, caplog):
@@ -177,17 +162,17 @@ def test_progress_and_no_warnings(tokenizer, caplog):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for temperature in (0.0, 0.7):
-            generate(tiny_model(), tokenizer, PROMPTS, Sampling(2, temperature), batch_size=4, on_progress=done.append)
+            generate(tiny.model(), tokenizer, PROMPTS, Sampling(2, temperature), batch_size=4, on_progress=done.append)
     assert done == [4, 2, 4, 2]
     assert not caplog.records
 
 
 def test_refusals(tokenizer):
-    assert generate(tiny_model(), tokenizer, [], Sampling(2)) == []
+    assert generate(tiny.model(), tokenizer, [], Sampling(2)) == []
     with pytest.raises(ValueError, match="none at index 1"):
-        generate(tiny_model(), tokenizer, [[3], []], Sampling(2))
+        generate(tiny.model(), tokenizer, [[3], []], Sampling(2))
     with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
-        generate(tiny_model(), tokenizer, [[3]], Sampling(2), batch_size=0)
-    for wrong in ({"max_new_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}, {"top_p": 1.1}):
+        generate(tiny.model(), tokenizer, [[3]], Sampling(2), batch_size=0)
+    for max_new_tokens, temperature, top_p in ((0, 1.0, 1.0), (4, -1.0, 1.0), (4, 1.0, 0.0), (4, 1.0, 1.1)):
         with pytest.raises(ValueError, match="sampling needs"):
-            Sampling(**wrong)
+            Sampling(max_new_tokens, temperature, top_p)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from functools import cache
 
 import pytest
 from nltk.stem.porter import PorterStemmer
@@ -29,7 +29,7 @@ def words(text: str) -> list[str]:
 def rouge_by_recursion(prediction: str, reference: str) -> float:
     left, right = words(prediction), words(reference)
 
-    @lru_cache(maxsize=None)
+    @cache
     def common(i: int, j: int) -> int:
         if i == len(left) or j == len(right):
             return 0

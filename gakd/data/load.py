@@ -1,0 +1,50 @@
+"""A data configuration to tokenized splits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from gakd.data.prompts import Example, Template, encode
+from gakd.data.sources import Split, load_rows
+
+
+@dataclass
+class DataConfig:
+    """Which text, and how it is set."""
+
+    dataset: str = "dolly"
+    """docstrings, dolly, self-inst, vicuna, sinst, uinst, a .jsonl file, a folder of train/valid/test.jsonl, or a hub id."""
+    valid_dataset: str | None = None
+    """Where the validation split comes from, if from elsewhere."""
+    test_dataset: str | None = None
+    """Where the test split comes from, if from elsewhere."""
+    template: Template = "chat"
+    """The tokenizer's chat template (thinking off), or the paper's Alpaca-style text. [alpaca]"""
+    max_length: int = 512
+    """Tokens of prompt and response together; longer responses are cut. [512]"""
+    max_prompt_length: int = 256
+    """Tokens of a prompt; rows with longer ones are left out and counted. [256]"""
+    skip_bad_rows: bool = False
+    """Leave malformed rows out and report how many, instead of stopping at the first."""
+
+
+class Data(NamedTuple):
+    train: list[Example]
+    valid: list[Example]
+    test: list[Example]
+
+
+def load_data(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Data:
+    """All three splits."""
+    return Data(*(load_split(config, tokenizer, split) for split in ("train", "valid", "test")))
+
+
+def load_split(config: DataConfig, tokenizer: PreTrainedTokenizerBase, split: Split) -> list[Example]:
+    """One split, tokenized; DataError as in `load_rows` and `encode`."""
+    named = {"train": None, "valid": config.valid_dataset, "test": config.test_dataset}[split]
+    # A file that is named for one split belongs to it whole.
+    rows = load_rows(named or config.dataset, split, config.skip_bad_rows, whole=named is not None)
+    return encode(rows, tokenizer, config.template, config.max_length, config.max_prompt_length)

@@ -1,0 +1,84 @@
+"""Rows to token ids: the tokenizer's chat template, or the paper's Alpaca-style one."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from gakd.data.rows import DataError, Row
+
+Template = Literal["chat", "alpaca"]
+
+# The text of MiniLLM and of GAKD's release.
+ALPACA = (
+    "Below is an instruction that describes a task{paired}. "
+    "Write a response that appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n{input}### Response:\n"
+)
+ALPACA_PAIRED = ", paired with an input that provides further context"
+
+
+class Example(NamedTuple):
+    """A tokenized row."""
+
+    prompt_ids: list[int]
+    response_ids: list[int]  # ends with the end-of-text token unless it was cut
+    row: Row
+
+    @property
+    def length(self) -> int:
+        return len(self.prompt_ids) + len(self.response_ids)
+
+
+def encode(
+    rows: Sequence[Row],
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template = "chat",
+    max_length: int = 512,
+    max_prompt_length: int = 256,
+) -> list[Example]:
+    """Tokenize; prompts longer than `max_prompt_length` are left out with a warning that counts them.
+
+    Prompt and response are tokenized apart, so that a prompt's ids never depend on its response. A response longer than
+    `max_length` leaves room for is cut, and then does not end. DataError where a window leaves no room for a response,
+    where no row is left, or where a chat template is asked of a tokenizer that has none.
+    """
+    if max_prompt_length >= max_length:
+        raise DataError(f"max_prompt_length {max_prompt_length} leaves no room for a response in max_length {max_length}")
+    if not rows:
+        return []
+    prompts = [render(row, tokenizer, template) for row in rows]
+    # A chat template writes its own special tokens; the Alpaca text takes those the tokenizer begins a text with.
+    prompt_ids = tokenizer(prompts, add_special_tokens=template == "alpaca", verbose=False)["input_ids"]
+    response_ids = tokenizer([row.responses[0] for row in rows], add_special_tokens=False, verbose=False)["input_ids"]
+    examples = []
+    for row, prompt, response in zip(rows, prompt_ids, response_ids, strict=True):
+        if template == "alpaca" and prompt and prompt[-1] == tokenizer.eos_token_id:
+            prompt = prompt[:-1]
+        if len(prompt) <= max_prompt_length:
+            examples.append(Example(prompt, [*response, tokenizer.eos_token_id][: max_length - len(prompt)], row))
+    if len(examples) < len(rows):
+        dropped = next(row for row, prompt in zip(rows, prompt_ids, strict=True) if len(prompt) > max_prompt_length)
+        message = f"left out {len(rows) - len(examples)} of {len(rows)} rows whose prompt is longer than {max_prompt_length} tokens"
+        if not examples:
+            raise DataError(f"{message}: none is left; raise --max-prompt-length")
+        warnings.warn(f"{message}, the first at {dropped.where or dropped.instruction[:40]!r}", stacklevel=2)
+    return examples
+
+
+def render(row: Row, tokenizer: PreTrainedTokenizerBase, template: Template = "chat") -> str:
+    """The prompt's text up to where the response begins; Qwen3's thinking is off."""
+    if template == "alpaca":
+        if row.history:
+            raise DataError(f"{row.where}: the alpaca template holds one instruction, not a conversation; use --template chat")
+        given = f"### Input:\n{row.input}\n\n" if row.input else ""
+        return ALPACA.format(paired=ALPACA_PAIRED if row.input else "", instruction=row.instruction, input=given)
+    if tokenizer.chat_template is None:
+        raise DataError("this tokenizer has no chat template: use --template alpaca, or an instruction-tuned model")
+    content = f"{row.instruction}\n\n{row.input}" if row.input else row.instruction
+    messages = [*row.history, {"role": "user", "content": content}]
+    return str(
+        tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+    )

@@ -1,0 +1,162 @@
+"""Where rows come from: the docstrings of installed packages, JSONL files, and sets on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from gakd.data.rows import DataError, Row, row_from
+
+Split = Literal["train", "valid", "test"]
+
+
+class _HubSet(NamedTuple):
+    """Files of a hub repository that make up each split, and how many of the leading training rows are validation."""
+
+    name: str
+    train: tuple[str, ...] = ()
+    test: tuple[str, ...] = ()
+    leading_valid: int = 0
+
+
+# The sets of MiniLLM, which the paper trains and evaluates on; the last two are kept in files by reference length.
+_SHORT_NAMES = {
+    "dolly": _HubSet("MiniLLM/dolly", train=("raw.jsonl",), test=("valid.jsonl",), leading_valid=1000),
+    "self-inst": _HubSet("MiniLLM/self-inst", test=("valid.jsonl",)),
+    "vicuna": _HubSet("MiniLLM/Vicuna", test=("valid.jsonl",)),
+    "sinst": _HubSet("MiniLLM/sinst", test=tuple(f"{bucket}/valid.jsonl" for bucket in ("0_2", "3_6", "6_10", "11_"))),
+    "uinst": _HubSet("MiniLLM/uinst", test=tuple(f"{bucket}/valid.jsonl" for bucket in ("0_2", "3_5", "6_10", "11_"))),
+}
+_FILE_NAMES: dict[Split, tuple[str, ...]] = {
+    "train": ("train",), "valid": ("valid", "validation", "dev"), "test": ("test", "eval")
+}  # fmt: skip
+
+
+def load_rows(dataset: str, split: Split, skip_bad_rows: bool = False, whole: bool = False) -> list[Row]:
+    """The rows of one split.
+
+    `dataset` is "docstrings"; a .jsonl or .json file; a folder of train.jsonl, valid.jsonl and test.jsonl; one of dolly,
+    self-inst, vicuna, sinst, uinst; or a hub id owner/name. A single file, and a hub set without the split, are divided by
+    a hash of the prompt (`split_of`); `whole` takes a single file undivided. A bad row is a DataError that names file and line; with `skip_bad_rows` bad rows
+    are counted and reported as a warning. A split without rows is a DataError.
+    """
+    path = Path(dataset).expanduser()
+    if dataset == "docstrings":
+        from gakd.data.docstrings import docstring_rows
+
+        rows = docstring_rows(split)
+    elif path.is_dir():
+        rows = _checked(_lines(_file_of(path, split)), skip_bad_rows, str(path))
+    elif path.is_file():
+        rows = [row for row in _checked(_lines(path), skip_bad_rows, str(path)) if whole or split_of(row) == split]
+    elif dataset in _SHORT_NAMES:
+        rows = _known_hub_rows(dataset, split, skip_bad_rows)
+    elif dataset.count("/") == 1 and not dataset.startswith((".", "/", "~")) and path.suffix not in {".jsonl", ".json"}:
+        rows = _hub_rows(dataset, split, skip_bad_rows)
+    else:
+        known = ["docstrings", *_SHORT_NAMES]
+        close = difflib.get_close_matches(dataset, known, 1)
+        raise DataError(
+            f"no dataset {dataset!r}{f', did you mean {close[0]!r}?' if close else ''}: "
+            f"give {', '.join(known)}, a .jsonl file, a folder of train.jsonl, or a hub id owner/name"
+        )
+    if not rows:
+        raise DataError(f"{dataset} has no rows for the split {split!r}: give a larger file, or a folder with {split}.jsonl")
+    return rows
+
+
+def split_of(row: Row) -> Split:
+    """96% train, 2% valid, 2% test by SHA-256 of the prompt: the same prompt is on the same side, everywhere and always."""
+    return split_of_key(f"{row.instruction}\n{row.input}")
+
+
+def split_of_key(key: str) -> Split:
+    value = int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[:4], "big") % 100
+    return "train" if value < 96 else "valid" if value < 98 else "test"
+
+
+def _file_of(folder: Path, split: Split) -> Path:
+    for name in _FILE_NAMES[split]:
+        if (folder / f"{name}.jsonl").is_file():
+            return folder / f"{name}.jsonl"
+    raise DataError(f"{folder} has no {_FILE_NAMES[split][0]}.jsonl: it holds {sorted(path.name for path in folder.iterdir())[:8]}")
+
+
+def _lines(path: Path) -> Iterator[tuple[str, Any]]:
+    """`(file:line, record)`; a record that cannot be read is a DataError in its place."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            where = f"{path}:{number}"
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+                if text:
+                    yield where, json.loads(text)
+            except UnicodeDecodeError as error:
+                yield where, DataError(f"{where}: not UTF-8 ({error.reason} at byte {error.start}); save the file as UTF-8")
+            except (json.JSONDecodeError, RecursionError) as error:
+                yield where, DataError(f"{where}: not JSON ({error}); expected one JSON object a line")
+
+
+def _checked(records: Iterable[tuple[str, Any]], skip_bad_rows: bool, name: str) -> list[Row]:
+    rows: list[Row] = []
+    reasons: Counter[str] = Counter()
+    examples: list[str] = []
+    for where, record in records:
+        try:
+            if isinstance(record, DataError):
+                raise record
+            rows.append(row_from(record, where))
+        except DataError as error:
+            if not skip_bad_rows:
+                raise DataError(f"{error}. --skip-bad-rows leaves such rows out") from None
+            reasons[str(error).removeprefix(f"{where}: ").split(",")[0].split("(")[0].strip()] += 1
+            examples.append(where)
+    if reasons:
+        listed = "; ".join(f"{count}x {reason}" for reason, count in reasons.most_common(4))
+        warnings.warn(f"{name}: left out {reasons.total()} bad rows ({listed}), the first at {examples[0]}", stacklevel=3)
+    return rows
+
+
+def _known_hub_rows(dataset: str, split: Split, skip_bad_rows: bool) -> list[Row]:
+    known = _SHORT_NAMES[dataset]
+    files = known.test if split == "test" else known.train
+    if not files:
+        trainable = [name for name, entry in _SHORT_NAMES.items() if entry.train]
+        raise DataError(f"{dataset} is for evaluation alone, it has no {split} split: train on {', '.join(trainable)}")
+    rows = _checked(_hub_records(known.name, "train", files), skip_bad_rows, known.name)
+    if split == "test":
+        return rows
+    return rows[: known.leading_valid] if split == "valid" else rows[known.leading_valid :]
+
+
+def _hub_rows(dataset: str, split: Split, skip_bad_rows: bool) -> list[Row]:
+    from datasets import get_dataset_split_names
+
+    names = _hub_call(dataset, lambda: get_dataset_split_names(dataset))
+    for name in _FILE_NAMES[split]:
+        if name in names and len(names) > 1:
+            return _checked(_hub_records(dataset, name, ()), skip_bad_rows, dataset)
+    rows = _checked(_hub_records(dataset, "train" if "train" in names else names[0], ()), skip_bad_rows, dataset)
+    return [row for row in rows if split_of(row) == split]
+
+
+def _hub_records(repository: str, split: str, files: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+    from datasets import load_dataset
+
+    loaded = _hub_call(repository, lambda: load_dataset(repository, data_files=list(files) or None, split=split))
+    for number, record in enumerate(loaded):
+        yield f"{repository}[{split}]:{number}", record
+
+
+def _hub_call(name: str, call: Any) -> Any:
+    try:
+        return call()
+    except Exception as error:  # the hub client raises a dozen kinds, all meaning that the set cannot be had
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(f"cannot load {name} from the hub: {reason}. Give a .jsonl file or a folder to work without it") from error

@@ -1,0 +1,31 @@
+"""What a model writes and how far it is from its teacher: generation, metrics, tables and plots."""
+
+from gakd.evaluation.evaluate import Evaluation, decode, evaluate
+from gakd.evaluation.generation import Generation, Sampling, generate
+from gakd.evaluation.held_out import EvaluationConfig, HeldOut, conclude
+from gakd.evaluation.plots import plot_metrics
+from gakd.evaluation.report import checkpoints_table, comparison_table, completions_table
+from gakd.evaluation.teacher_metrics import divergences_to_teacher, teacher_outputs
+from gakd.evaluation.text_metrics import corpus_exact_match, corpus_rouge_l, exact_match, rouge_l
+
+__all__ = [
+    "Evaluation",
+    "EvaluationConfig",
+    "Generation",
+    "HeldOut",
+    "Sampling",
+    "checkpoints_table",
+    "comparison_table",
+    "completions_table",
+    "conclude",
+    "corpus_exact_match",
+    "corpus_rouge_l",
+    "decode",
+    "divergences_to_teacher",
+    "evaluate",
+    "exact_match",
+    "generate",
+    "plot_metrics",
+    "rouge_l",
+    "teacher_outputs",
+]

@@ -1,0 +1,97 @@
+"""One evaluation of a student: distance to its teacher on the references' tokens, and the text it writes itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from statistics import fmean, stdev
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from gakd.data import Example
+from gakd.evaluation.generation import Generation, Sampling, generate, special_ids
+from gakd.evaluation.teacher_metrics import divergences_to_teacher
+from gakd.evaluation.text_metrics import corpus_exact_match, corpus_rouge_l
+from gakd.types import TeacherOutput
+
+
+@dataclass
+class Evaluation:
+    """Means over a corpus; `dataclasses.asdict` of it is JSON.
+
+    The first three are over the tokens of the dataset's responses, in nats. The others are over the student's own
+    responses, and over seeds where there are several; all are None where none were generated.
+    """
+
+    cross_entropy: float
+    forward_kl: float | None = None  # None without a teacher
+    reverse_kl: float | None = None
+    rouge_l: float | None = None  # percent
+    exact_match: float | None = None  # percent
+    response_length: float | None = None  # tokens, without the end-of-text token
+    finished: float | None = None  # share of responses that reached their end-of-text token, 0 to 1
+    predictions: list[str] = field(default_factory=list)  # of the first seed
+    seeds: list[int] = field(default_factory=list)
+    by_seed: dict[str, list[float]] = field(default_factory=dict)  # metric of generated text -> its value for each seed
+    std: dict[str, float] = field(default_factory=dict)  # sample standard deviation over seeds; empty for one seed
+
+
+def evaluate(
+    student: nn.Module,
+    teacher: nn.Module | Sequence[TeacherOutput] | None,
+    tokenizer: PreTrainedTokenizerBase,
+    examples: Sequence[Example],
+    sampling: Sampling,
+    *,
+    text_examples: int | None = None,
+    batch_size: int = 8,
+    seeds: Sequence[int] | None = None,
+    on_progress: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """Divergences over all `examples`; text metrics over the first `text_examples` of them (None: all, 0: none).
+
+    `teacher` as in `divergences_to_teacher`. `seeds` replaces `sampling.seed` and generates once for each;
+    temperature 0 knows no chance, so it takes one. `on_progress` as in `generate`.
+    """
+    chosen = examples if text_examples is None else examples[:text_examples]
+    seeds = list(seeds or [sampling.seed])
+    if sampling.temperature == 0 and len(seeds) > 1:
+        raise ValueError(f"temperature 0 gives the same text for every seed, got seeds {seeds}: give one, or sample")
+    if len(set(seeds)) != len(seeds):
+        raise ValueError(f"each seed counts once in the mean, got {seeds}: drop the repeated ones")
+    divergences = divergences_to_teacher(student, teacher, examples, special_ids(tokenizer)[1], batch_size)
+    result = Evaluation(divergences["cross_entropy"], divergences.get("forward_kl"), divergences.get("reverse_kl"))
+    if not chosen:
+        return result
+
+    prompts = [example.prompt_ids for example in chosen]
+    references = [example.row.responses for example in chosen]
+    for seed in seeds:
+        generations = generate(student, tokenizer, prompts, replace(sampling, seed=seed), batch_size, on_progress)
+        texts = decode(tokenizer, generations)
+        result.predictions = result.predictions or texts
+        for name, value in _text_metrics(texts, references, generations).items():
+            result.by_seed.setdefault(name, []).append(value)
+    result.seeds = seeds
+    result.rouge_l, result.exact_match, result.response_length, result.finished = map(fmean, result.by_seed.values())
+    if len(seeds) > 1:
+        result.std = {name: stdev(values) for name, values in result.by_seed.items()}
+    return result
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, generations: Sequence[Generation]) -> list[str]:
+    """Texts without special tokens and outer white space, as they are scored."""
+    return [str(tokenizer.decode(generation.ids, skip_special_tokens=True)).strip() for generation in generations]
+
+
+def _text_metrics(
+    texts: Sequence[str], references: Sequence[Sequence[str]], generations: Sequence[Generation]
+) -> dict[str, float]:
+    return {
+        "rouge_l": corpus_rouge_l(texts, references),
+        "exact_match": corpus_exact_match(texts, references),
+        "response_length": fmean(len(generation.ids) for generation in generations),
+        "finished": math.fsum(generation.finished for generation in generations) / len(generations),
+    }

@@ -1,0 +1,113 @@
+"""A recipe's evaluations: before and after training on held-out text, and the report that ends a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from gakd.data import Data, Example
+from gakd.evaluation.evaluate import Evaluation, evaluate
+from gakd.evaluation.generation import Sampling
+from gakd.evaluation.plots import plot_metrics
+from gakd.evaluation.report import comparison_table, completions_table
+from gakd.evaluation.teacher_metrics import divergences_to_teacher, teacher_outputs
+from gakd.export import write_folder
+from gakd.types import TeacherOutput
+
+
+@dataclass
+class EvaluationConfig:
+    """What is measured on held-out text; every measure of generated text is a sampled one."""
+
+    examples: int = 256
+    """Held-out examples of which the divergences to the teacher are taken, validation and test alike."""
+    text_examples: int = 128
+    """Test examples to which responses are generated and scored."""
+    max_new_tokens: int = 256
+    """Tokens after which a generated response is cut. [256]"""
+    temperature: float = 1.0
+    """Sampling temperature; 0 is greedy. [1]"""
+    sampling_seed: int = 10
+    """Seed of the sampled responses. [10]"""
+    evaluation_batch_size: int = 8
+    """Sequences per forward when evaluating."""
+
+
+class HeldOut:
+    """The validation and test examples of a run, and the teacher's own scores on them.
+
+    The teacher's hidden states of the examples are kept after their first use, so that it reads each of them once.
+    """
+
+    def __init__(
+        self, teacher: nn.Module | None, tokenizer: PreTrainedTokenizerBase, data: Data, config: EvaluationConfig
+    ) -> None:
+        self.teacher, self.tokenizer, self.config = teacher, tokenizer, config
+        self.valid, self.test = data.valid[: config.examples], data.test[: config.examples]
+        self._teacher_outputs: dict[str, list[TeacherOutput]] = {}
+
+    def validate(self, student: nn.Module) -> dict[str, float]:
+        """Cross entropy and divergences to the teacher on the validation split, in nats per token."""
+        outputs, size = self._targets("valid", self.valid), self.config.evaluation_batch_size
+        return divergences_to_teacher(student, outputs, self.valid, self._pad_token_id, size)
+
+    def scores(self, student: nn.Module) -> dict[str, Any]:
+        """Everything on the test split, as JSON: `Evaluation` of the student and, where there is one, of the teacher."""
+        scores = {"student": asdict(self._evaluate(student))}
+        if self.teacher is not None:
+            scores["teacher"] = asdict(self._evaluate(self.teacher))
+        return scores
+
+    def after(self, student: nn.Module) -> Evaluation:
+        return self._evaluate(student)
+
+    def _evaluate(self, model: nn.Module) -> Evaluation:
+        config = self.config
+        return evaluate(
+            model, self._targets("test", self.test), self.tokenizer, self.test,
+            Sampling(config.max_new_tokens, config.temperature, seed=config.sampling_seed),
+            text_examples=config.text_examples, batch_size=config.evaluation_batch_size,
+        )  # fmt: skip
+
+    def _targets(self, split: str, examples: Sequence[Example]) -> list[TeacherOutput] | None:
+        if self.teacher is None:
+            return None
+        if split not in self._teacher_outputs:
+            size = self.config.evaluation_batch_size
+            self._teacher_outputs[split] = teacher_outputs(self.teacher, examples, self._pad_token_id, size)
+        return self._teacher_outputs[split]
+
+    @property
+    def _pad_token_id(self) -> int:
+        return int(self.tokenizer.pad_token_id)  # type: ignore[arg-type]
+
+
+def conclude(folder: Path, student: nn.Module, held_out: HeldOut, before: dict[str, Any]) -> None:
+    """Export the student, evaluate it again, and print and save what changed: tables, completions, curves."""
+    exported = write_folder(student, held_out.tokenizer, folder / "student")
+    console = Console(width=None if Console().is_terminal else 100)
+    console.print("Evaluating the trained student on the test split")
+    after = held_out.after(student)
+    (folder / "after.json").write_text(json.dumps({"student": asdict(after)}, indent=2))
+    evaluations = {"before": Evaluation(**before["student"]), "after": after}
+    if "teacher" in before:
+        evaluations["teacher"] = Evaluation(**before["teacher"])
+    shown = held_out.test[:3]
+    completions = {"reference": [example.row.responses[0] for example in shown]}
+    labels = {"teacher": "teacher", "before": "student before", "after": "student after"}
+    for name, label in labels.items():
+        if name in evaluations and evaluations[name].predictions:
+            completions[label] = evaluations[name].predictions[:3]
+    plot_metrics(folder / "metrics.csv", folder / "curves.png")
+    console.print(completions_table([example.row.instruction for example in shown], completions))
+    console.print(comparison_table(evaluations, title="Held-out test split, before and after training"))
+    console.print(
+        f"student: {exported}\ncurves:  {folder / 'curves.png'}\nmetrics: {folder / 'metrics.csv'}", soft_wrap=True
+    )

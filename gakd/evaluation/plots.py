@@ -1,0 +1,153 @@
+"""The figure of a run, from its metrics CSV."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+_VALID = "valid/"
+
+
+class _Panel(NamedTuple):
+    title: str
+    unit: str
+    series: tuple[str, ...]
+    log: bool = False
+    scientific: bool = False
+    line: tuple[float, str] | None = None  # a dashed line and its name
+    limits: tuple[float, float] | None = None
+
+
+_PANELS = (
+    _Panel("Objective", "weighted sum", ("loss",)),
+    _Panel("Cross-entropy", "nats / token", ("cross_entropy",)),
+    _Panel("Divergence to the teacher", "nats / token", ("forward_kl", "reverse_kl")),
+    _Panel("ROUGE-L", "%", ("rouge_l",)),
+    _Panel("Exact match", "%", ("exact_match",)),
+    _Panel("Response length", "tokens", ("response_length",)),
+    _Panel("Finished responses", "share", ("finished",), limits=(-0.03, 1.03)),
+    _Panel("Adversarial loss of the student", "per sequence", ("adversarial",)),
+    _Panel(
+        "Discriminator accuracy", "share", ("discriminator_accuracy",), line=(0.5, "guessing"), limits=(-0.03, 1.03)
+    ),
+    _Panel("Discriminator margin", "score, teacher − student", ("discriminator_margin",), line=(0.0, "no difference")),
+    _Panel("Discriminator penalty", "per sequence", ("discriminator_penalty",)),
+    _Panel("Gradient norms", "L2, before clipping", ("gradient_norm", "discriminator_gradient_norm"), log=True),
+    _Panel("Learning rate", "", ("learning_rate",), scientific=True),
+    _Panel("Throughput", "tokens / s", ("tokens_per_second",)),
+)
+_LABELS = {
+    "forward_kl": "KL(teacher‖student)",
+    "reverse_kl": "KL(student‖teacher)",
+    "gradient_norm": "student",
+    "discriminator_gradient_norm": "discriminator",
+}
+_COLORS = ("#2f6db3", "#d1662b", "#3a8f5c", "#8a5aa8")
+Series = tuple[list[float], list[float]]
+
+
+def plot_metrics(csv_path: str | Path, png_path: str | Path) -> None:
+    """Draws the columns of a metrics CSV over its column `step`: training as lines, `valid/<name>` as markers.
+
+    Related columns share a panel, a column that none claims gets its own, and empty or non-finite cells are skipped.
+    Raises ValueError where the file has no column `step` or nothing to draw.
+    """
+    series = _read(Path(csv_path))
+    panels = [*_PANELS, *_own_panels(series)]
+    panels = [panel for panel in panels if any(name in series or _VALID + name in series for name in panel.series)]
+    if not panels:
+        raise ValueError(f"{csv_path} has no metric to draw: expected numbers in columns beside `step`")
+    columns = min(3, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(4.6 * columns, 3.0 * rows), dpi=130, layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.12, w_pad=0.08)  # type: ignore[union-attr]
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=False)
+    end = max(step for steps, _ in series.values() for step in steps)
+    for axes, panel in zip(grid.flat, panels, strict=False):
+        _draw(axes, panel, series)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True))
+        axes.set_xlim(-0.02 * max(end, 1), 1.02 * max(end, 1))
+    for axes in grid.flat[len(panels) :]:
+        axes.set_axis_off()
+    lowest = {index % columns: index for index in range(len(panels))}
+    for index in lowest.values():
+        grid.flat[index].set_xlabel("optimizer step", fontsize=8.5, color="0.3")
+    figure.savefig(png_path)
+
+
+def _read(path: Path) -> dict[str, Series]:
+    """Column -> its steps and values."""
+    series: dict[str, Series] = {}
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        if "step" not in (reader.fieldnames or []):
+            raise ValueError(f"{path} has columns {reader.fieldnames}: expected a metrics CSV with a column `step`")
+        for row in reader:
+            step = _number(row.pop("step"))
+            for name, cell in row.items():
+                value = _number(cell)
+                if step is not None and value is not None:
+                    steps, values = series.setdefault(name, ([], []))
+                    steps.append(step)
+                    values.append(value)
+    return series
+
+
+def _number(cell: str | None) -> float | None:
+    try:
+        value = float(cell or "nan")
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _own_panels(series: Iterable[str]) -> list[_Panel]:
+    """Panels of columns that `_PANELS` does not name: a user's own term, say."""
+    known = {"tokens", *(name for panel in _PANELS for name in panel.series)}  # tokens of a step: the data's, not a result
+    names = dict.fromkeys(name.removeprefix(_VALID) for name in series)
+    return [_Panel(name.replace("_", " ").capitalize(), "", (name,)) for name in names if name not in known]
+
+
+def _draw(axes: Axes, panel: _Panel, series: dict[str, Series]) -> None:
+    both = any(name in series for name in panel.series) and any(_VALID + name in series for name in panel.series)
+    for name, color in zip(panel.series, _COLORS, strict=False):
+        label = _LABELS.get(name, "")
+        if name in series:
+            text = ", ".join(filter(None, (label, "train" if both else "")))
+            lone = "." if len(series[name][0]) == 1 else ""  # a line through one point shows nothing
+            axes.plot(*series[name], color=color, linewidth=0.9, marker=lone, alpha=0.75, label=text or "_", zorder=2)
+        if _VALID + name in series:
+            text = ", ".join(filter(None, (label, "valid" if both else "")))
+            (line,) = axes.plot(
+                *series[_VALID + name], color=color, marker="o", markersize=5.5, label=text or "_", zorder=3
+            )
+            line.set(linestyle=":", linewidth=0 if both else 0.8, markeredgecolor="black", markeredgewidth=0.7)
+    if panel.line is not None:
+        value, text = panel.line
+        axes.axhline(value, color="0.4", linewidth=0.9, linestyle="--", label=text, zorder=1)
+    if panel.limits is not None:
+        axes.set_ylim(*panel.limits)
+    if panel.log and all(value > 0 for name in panel.series for value in series.get(name, ([], []))[1]):
+        axes.set_yscale("log")
+    else:
+        axes.ticklabel_format(axis="y", useOffset=False)
+    if panel.scientific:  # a common factor above the axis would collide with the title
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.2g}"))
+    only_valid = not any(name in series for name in panel.series)
+    axes.set_title(panel.title + (" (validation)" if only_valid else ""), fontsize=10.5, loc="left")
+    axes.set_ylabel(panel.unit, fontsize=8.5, color="0.3")
+    axes.tick_params(labelsize=8, color="0.6")
+    axes.grid(True, color="0.92", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(fontsize=7.5, frameon=False, borderaxespad=0.2)

@@ -1,0 +1,92 @@
+"""How far a student's next-token distributions are from a teacher's on given text, as means over its tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import nn
+
+from gakd.data import Example, collate
+from gakd.divergences import CrossEntropy, ForwardKL, ReverseKL
+from gakd.evaluation.mode import device_of, evaluating
+from gakd.fused import token_values
+from gakd.models import head_of, hidden_rows
+from gakd.types import Batch, TeacherOutput, TokenTerm
+
+TERMS: tuple[TokenTerm, ...] = (CrossEntropy(), ForwardKL(), ReverseKL())
+
+
+def divergences_to_teacher(
+    student: nn.Module,
+    teacher: nn.Module | Sequence[TeacherOutput] | None,
+    examples: Sequence[Example],
+    pad_token_id: int,
+    batch_size: int = 8,
+    terms: Sequence[TokenTerm] = TERMS,
+) -> dict[str, float]:
+    """`{term.name: sum over response tokens / number of response tokens}`, in nats, whatever the batch size.
+
+    `teacher` is a model, or what `teacher_outputs` returned for the same examples, so that many evaluations run it
+    once. Without one, the terms that compare with a teacher are left out. Raises ValueError without examples, or where
+    the teacher's outputs are not those of the examples.
+    """
+    if not examples:
+        raise ValueError(
+            "divergences are means over the tokens of examples, got none: check the split and max_examples"
+        )
+    if not isinstance(teacher, nn.Module) and teacher is not None and len(teacher) != len(examples):
+        raise ValueError(
+            f"expected one teacher output an example, got {len(teacher)} for {len(examples)} examples: "
+            f"call teacher_outputs with the same examples"
+        )
+    terms = [term for term in terms if teacher is not None or not term.needs_teacher]
+    sums, tokens = dict.fromkeys((term.name for term in terms), 0.0), 0
+    with evaluating(student):
+        for indices in _batches(examples, batch_size):
+            chosen = [examples[index] for index in indices]
+            batch = collate(chosen, pad_token_id).to(device_of(student))
+            if isinstance(teacher, nn.Module):
+                target = _joined(teacher_outputs(teacher, chosen, pad_token_id, batch_size), batch)
+            else:
+                target = None if teacher is None else _joined([teacher[index] for index in indices], batch)
+            labels_N = batch.labels[batch.mask]
+            values = token_values(hidden_rows(student, batch), head_of(student), labels_N, terms, target)
+            for name, values_N in values.items():
+                sums[name] += values_N.double().sum().item()
+            tokens += len(labels_N)
+    return {name: total / tokens for name, total in sums.items()}
+
+
+def teacher_outputs(
+    teacher: nn.Module, examples: Sequence[Example], pad_token_id: int, batch_size: int = 8
+) -> list[TeacherOutput]:
+    """One output an example, in their order: hidden states `[response tokens, H]` on the teacher's device, one head."""
+    outputs: dict[int, TeacherOutput] = {}
+    head = head_of(teacher)
+    with evaluating(teacher):
+        for indices in _batches(examples, batch_size):
+            batch = collate([examples[index] for index in indices], pad_token_id).to(device_of(teacher))
+            rows = hidden_rows(teacher, batch).split(batch.mask.sum(1).tolist())
+            # A view would keep the batch's whole tensor alive for as long as any of its examples.
+            outputs |= {index: TeacherOutput(hidden.clone(), head) for index, hidden in zip(indices, rows, strict=True)}
+    return [outputs[index] for index in range(len(examples))]
+
+
+def _joined(outputs: Sequence[TeacherOutput], batch: Batch) -> TeacherOutput:
+    rows, expected = [len(output.hidden_NH) for output in outputs], batch.mask.sum(1).tolist()
+    if rows != expected:
+        raise ValueError(
+            f"the teacher's outputs supervise {rows} tokens, the examples {expected}: "
+            f"pass teacher_outputs of the same examples in the same order"
+        )
+    return TeacherOutput(torch.cat([output.hidden_NH for output in outputs]), outputs[0].head)
+
+
+def _batches(examples: Sequence[Example], batch_size: int) -> Iterator[list[int]]:
+    """Indices of examples of like length, batch by batch."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    order = sorted(range(len(examples)), key=lambda i: len(examples[i].prompt_ids) + len(examples[i].response_ids))
+    for start in range(0, len(order), batch_size):
+        yield order[start : start + batch_size]

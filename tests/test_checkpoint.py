@@ -1,0 +1,142 @@
+"""Checkpoints: whole or absent, verified, and enough for a bit-exact resume."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+
+from gakd import checkpoint
+
+
+@pytest.fixture
+def fabric():
+    return Fabric(accelerator="cpu", devices=1)
+
+
+class Tied(nn.Module):
+    """Dropout, a tied weight, a frozen weight and a buffer: what a student has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(6, 6)
+        self.frozen = nn.Linear(6, 6).requires_grad_(False)
+        self.tied = nn.Linear(6, 6)
+        self.tied.weight = self.inner.weight
+        self.register_buffer("steps", torch.zeros(()))
+
+    def forward(self, values):
+        self.steps += 1
+        return self.tied(torch.dropout(self.frozen(self.inner(values)), 0.3, self.training))
+
+
+def build():
+    torch.manual_seed(0)
+    module = Tied()
+    return module, torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=0.1)
+
+
+def train(module, optimizer, steps):
+    for _ in range(steps):
+        values = torch.randn(4, 6) + random.random() + np.random.rand()  # noqa: NPY002
+        module(values).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def bits(module, optimizer):
+    moments = [value for state in optimizer.state.values() for value in state.values()]
+    return [tensor.clone() for tensor in [*module.state_dict().values(), *moments]]
+
+
+def test_resume_continues_bit_for_bit(fabric, tmp_path):
+    def seed():
+        random.seed(1), np.random.seed(1), torch.manual_seed(1)  # noqa: NPY002
+
+    module, optimizer = build()
+    seed()
+    train(module, optimizer, 6)
+    expected = bits(module, optimizer)
+
+    module, optimizer = build()
+    seed()
+    train(module, optimizer, 3)
+    checkpoint.save(fabric, tmp_path, 3, {"student": module}, {"adam": optimizer}, keep=2)
+    train(module, optimizer, 2)  # what a killed run did after its last checkpoint
+
+    module, optimizer = build()
+    path = checkpoint.newest(tmp_path)
+    assert checkpoint.load(fabric, path, {"student": module}, {"adam": optimizer}) == 3
+    train(module, optimizer, 3)
+    assert all(torch.equal(a, b) for a, b in zip(bits(module, optimizer), expected, strict=True))
+
+
+def saved(fabric, folder, steps, keep=10):
+    module, optimizer = build()
+    train(module, optimizer, 1)
+    for step in steps:
+        checkpoint.save(fabric, folder, step, {"student": module}, {"adam": optimizer}, keep)
+
+
+def test_frozen_weights_are_not_stored_and_tied_ones_once(fabric, tmp_path):
+    from safetensors.torch import load_file
+
+    saved(fabric, tmp_path, [1])
+    assert set(load_file(tmp_path / "step-1" / "student.safetensors")) == {"inner.weight", "inner.bias", "tied.bias", "steps"}
+
+
+def test_only_the_newest_are_kept_and_ten_comes_after_nine(fabric, tmp_path):
+    saved(fabric, tmp_path, [8, 9, 10], keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-10", "step-9"]
+    assert checkpoint.newest(tmp_path).name == "step-10"
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "manifest"])
+def test_a_damaged_checkpoint_is_passed_over_with_its_reason(fabric, tmp_path, damage):
+    saved(fabric, tmp_path, [1, 2])
+    victim = tmp_path / "step-2" / ("manifest.json" if damage == "manifest" else "student.safetensors")
+    content = bytearray(victim.read_bytes())
+    if damage == "remove":
+        victim.unlink()
+    elif damage == "flip":
+        content[-1] ^= 1
+        victim.write_bytes(content)
+    else:
+        victim.write_bytes(content[:-9])
+    with pytest.warns(UserWarning, match=r"step-2 is damaged \((student|manifest).*trying the one before it"):
+        assert checkpoint.newest(tmp_path).name == "step-1"
+
+
+def test_a_half_written_checkpoint_is_no_checkpoint(fabric, tmp_path):
+    saved(fabric, tmp_path, [1])
+    (tmp_path / "step-2.tmp").mkdir()
+    (tmp_path / "step-2.tmp" / "student.safetensors").write_bytes(b"half")
+    assert checkpoint.newest(tmp_path).name == "step-1"
+    assert checkpoint.newest(tmp_path / "nothing") is None
+    saved(fabric, tmp_path, [2])
+    assert checkpoint.newest(tmp_path).name == "step-2"
+
+
+def test_a_finished_checkpoint_is_never_replaced(fabric, tmp_path):
+    saved(fabric, tmp_path, [1])
+    before = (tmp_path / "step-1" / "manifest.json").read_bytes()
+    module, optimizer = build()
+    train(module, optimizer, 5)
+    checkpoint.save(fabric, tmp_path, 1, {"student": module}, {"adam": optimizer}, keep=2)
+    assert (tmp_path / "step-1" / "manifest.json").read_bytes() == before
+
+
+def test_other_weights_or_another_world_size_are_refused(fabric, tmp_path):
+    saved(fabric, tmp_path, [1])
+    _, optimizer = build()
+    with pytest.raises(ValueError, match="holds other weights"):
+        checkpoint.load(fabric, tmp_path / "step-1", {"student": nn.Linear(3, 3)}, {"adam": optimizer})
+    manifest = tmp_path / "step-1" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"world_size": 4}))
+    with pytest.raises(ValueError, match="written by 4 processes, this run has 1"):
+        checkpoint.load(fabric, tmp_path / "step-1", {}, {})

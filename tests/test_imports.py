@@ -1,0 +1,87 @@
+"""Who may import whom: read off the source, so that a forbidden import fails even where it would work."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "gakd"
+LAYERS = {
+    "types": set(),
+    "functional": set(),
+    "cache": set(),
+    "objective": {"types"},
+    "divergences": {"types", "functional", "objective"},
+    "fused": {"types", "functional"},
+    "discriminators": {"types"},
+    "readouts": {"types"},
+    "adversarial": {"types", "functional", "objective", "readouts", "discriminators"},
+    "export": {"cache"},
+    "models": {"types", "cache", "export"},
+    "teachers": {"types", "models"},
+    "distiller": {"types", "functional", "objective", "divergences", "fused", "adversarial", "models", "readouts"},
+    "data": {"types", "cache", "data"},
+    "evaluation": {"types", "functional", "objective", "divergences", "fused", "models", "export", "teachers", "data", "evaluation"},
+    "logs": set(),
+    "checkpoint": set(),
+    "cli": set(),
+}  # fmt: skip
+MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    """Full dotted names of what a file imports."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            names |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_layers(module):
+    layer = Path(module).parts[0].removesuffix(".py")
+    if layer not in LAYERS:
+        assert layer in {"__init__", "training", "demo"}, f"{module}: give it a layer in this test"
+        return
+    within = {name.split(".")[1] for name in imported(PACKAGE / module) if name.startswith("gakd.")}
+    assert within <= LAYERS[layer], f"{module} may not import {sorted(within - LAYERS[layer])}"
+
+
+def test_types_and_functional_import_torch_alone():
+    for name in ("types", "functional"):
+        roots = {module.split(".")[0] for module in imported(PACKAGE / f"{name}.py")} - set(sys.stdlib_module_names)
+        assert roots <= {"torch"}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_only_training_and_checkpoint_know_fabric(module):
+    names = imported(PACKAGE / module)
+    assert not any(name.split(".")[0] == "lightning" for name in names), "lightning_fabric, never lightning.fabric"
+    if module not in {"training.py", "checkpoint.py"}:
+        assert not any(name.startswith("lightning_fabric") for name in names)
+
+
+def test_nothing_imports_recipes():
+    for module in MODULES:
+        assert not any(name.split(".")[0] == "recipes" for name in imported(PACKAGE / module))
+
+
+def test_importing_gakd_brings_no_training_data_or_plotting_library():
+    code = "import sys, gakd; print(*[m for m in ('lightning_fabric', 'datasets', 'matplotlib', 'peft', 'tyro') if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == []
+
+
+def test_every_public_name_exists_once():
+    import gakd
+
+    assert sorted(gakd.__all__, key=str.lower) == sorted(set(gakd.__all__), key=str.lower)
+    assert all(hasattr(gakd, name) for name in gakd.__all__)
