@@ -45,7 +45,11 @@ def save(
     fabric.barrier()
     if fabric.is_global_zero:
         files = sorted(path for path in scratch.iterdir())
-        manifest = {"step": step, "world_size": fabric.world_size, "files": {path.name: _fingerprint(path) for path in files}}
+        manifest = {
+            "step": step,
+            "world_size": fabric.world_size,
+            "files": {path.name: _fingerprint(path) for path in files},
+        }
         (scratch / MANIFEST).write_text(json.dumps(manifest, indent=2))
         for path in [*files, scratch / MANIFEST, scratch]:
             _sync(path)
@@ -80,7 +84,9 @@ def load(fabric: Fabric, path: Path, modules: dict[str, nn.Module], optimizers: 
         stored, own = load_file(path / f"{name}.safetensors"), _trainable(module)
         if stored.keys() != own.keys():
             differing = sorted(stored.keys() ^ own.keys())
-            raise ValueError(f"{path / name} holds other weights than this {name} trains, for example {differing[0]}: same config?")
+            raise ValueError(
+                f"{path / name} holds other weights than this {name} trains, for example {differing[0]}: same config?"
+            )
         with torch.no_grad():
             for key, tensor in own.items():
                 tensor.copy_(stored[key])

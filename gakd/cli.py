@@ -11,7 +11,7 @@ import tyro
 Config = TypeVar("Config")
 
 
-def parse(paper: Config, demo: Config, description: str, arguments: Sequence[str] | None = None) -> Config:
+def parse(paper: Config, demo: Config, description: str | None, arguments: Sequence[str] | None = None) -> Config:
     """Flags over defaults: the paper's once `--student` is named, else those of the demo, which fits two CPU cores.
 
     Groups of flags are flat: `--steps`, not `--run.steps`.
@@ -19,5 +19,9 @@ def parse(paper: Config, demo: Config, description: str, arguments: Sequence[str
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     named = any(argument == "--student" or argument.startswith("--student=") for argument in arguments)
     return tyro.cli(
-        type(paper), default=paper if named else demo, args=arguments, description=description, config=(tyro.conf.OmitArgPrefixes,)
+        type(paper),
+        default=paper if named else demo,
+        args=arguments,
+        description=description,
+        config=(tyro.conf.OmitArgPrefixes,),
     )

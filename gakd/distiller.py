@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from torch import Tensor, nn
 
 from gakd.adversarial import Adversarial
 from gakd.fused import token_losses
 from gakd.models import head_of, hidden_rows
 from gakd.objective import Coefficients, Objective
-from gakd.types import Batch, Head, StudentOutput, StudentRows, TeacherOutput
+from gakd.types import Batch, Head, StudentOutput, StudentRows, TeacherOutput, TokenTerm
 
 
 class Distiller(nn.Module):
@@ -22,10 +24,12 @@ class Distiller(nn.Module):
         super().__init__()
         self.student = student
         self.chunk_rows = chunk_rows
-        self._token_terms = [term for term in objective if term.unit == "token"]
+        self._token_terms = cast("list[TokenTerm]", [term for term in objective if term.unit == "token"])
         adversaries = [term for term in objective if isinstance(term, Adversarial)]
         if len(adversaries) > 1:
-            raise ValueError(f"an objective holds one adversary, got {[term.name for term in adversaries]}: combine them in a discriminator")
+            raise ValueError(
+                f"an objective holds one adversary, got {[term.name for term in adversaries]}: combine them in a discriminator"
+            )
         self._adversary = tuple(adversaries)  # a tuple hides the module from registration
 
     def forward(self, batch: Batch, teacher: TeacherOutput | None, coefficients: Coefficients) -> StudentOutput:

@@ -21,7 +21,9 @@ class Divergence(Term):
 
     def losses(self, student_log_probs_NV: Tensor, teacher_log_probs_NV: Tensor) -> Tensor:
         """Loss of each row `[N]`, in nats, from fp32 log-probabilities `[N, V]`."""
-        raise NotImplementedError(f"{type(self).__name__} must define losses(student_log_probs_NV, teacher_log_probs_NV) -> [N]")
+        raise NotImplementedError(
+            f"{type(self).__name__} must define losses(student_log_probs_NV, teacher_log_probs_NV) -> [N]"
+        )
 
     def chunk_losses(self, chunk: TokenChunk) -> Tensor:
         return self.losses(chunk.student_log_probs_NV, chunk.teacher_log_probs_NV)
@@ -49,7 +51,9 @@ class CrossEntropy(Term):
         return functional.cross_entropy(chunk.student_log_probs_NV, chunk.labels_N)
 
     def losses_and_gradient(self, chunk: TokenChunk) -> tuple[Tensor, Tensor]:
-        return functional.cross_entropy_with_gradient(chunk.student_log_probs_NV, chunk.student_probs_NV, chunk.labels_N)
+        return functional.cross_entropy_with_gradient(
+            chunk.student_log_probs_NV, chunk.student_probs_NV, chunk.labels_N
+        )
 
 
 class ForwardKL(Divergence):
@@ -98,5 +102,9 @@ class JensenShannon(Divergence):
 
     def losses_and_gradient(self, chunk: TokenChunk) -> tuple[Tensor, Tensor]:
         return functional.jensen_shannon_with_gradient(
-            chunk.student_log_probs_NV, chunk.teacher_log_probs_NV, chunk.student_probs_NV, chunk.teacher_probs_NV, self.beta
+            chunk.student_log_probs_NV,
+            chunk.teacher_log_probs_NV,
+            chunk.student_probs_NV,
+            chunk.teacher_probs_NV,
+            self.beta,
         )

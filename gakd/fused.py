@@ -57,7 +57,8 @@ def token_losses(
     """Weighted sum of token terms, ready for backward, and each term's losses.
 
     Returns `sum_k c_k sum_n loss_kn`, a scalar whose gradient with respect to `hidden_NH`, the head's weight and bias
-    is already formed (a frozen head's is skipped), and `{term.name: losses [N]}`, detached; both in fp32 (fp64 from an fp64 head). Terms whose
+    is already formed (a frozen head's is skipped), and `{term.name: losses [N]}`, detached; both in fp32 (fp64 from an fp64 head).
+    Terms whose
     coefficient is 0 are not computed. Heads of different padded width over the same tokenizer are cut to the shared
     vocabulary. Raises ValueError where rows and labels differ in number or a term lacks its teacher.
     """
@@ -66,7 +67,14 @@ def token_losses(
     chunk_rows = chunk_rows or default_chunk_rows(vocab_size)
     needs_teacher = any(term.needs_teacher for term in active)
     spec = _Pass(
-        labels_N, active, coefficients, teacher if needs_teacher else None, head.scale, head.softcap, vocab_size, chunk_rows
+        labels_N,
+        active,
+        coefficients,
+        teacher if needs_teacher else None,
+        head.scale,
+        head.softcap,
+        vocab_size,
+        chunk_rows,
     )
     loss, *losses = _FusedTokenLosses.apply(hidden_NH, head.weight, head.bias, spec)
     return loss, {term.name: losses_N for term, losses_N in zip(active, losses, strict=True)}
@@ -101,7 +109,9 @@ def _check(
     """The vocabulary size of the pass, or ValueError."""
     rows = len(hidden_NH)
     if labels_N.shape != (rows,):
-        raise ValueError(f"one label a row: got hidden states of {rows} rows and labels of shape {tuple(labels_N.shape)}")
+        raise ValueError(
+            f"one label a row: got hidden states of {rows} rows and labels of shape {tuple(labels_N.shape)}"
+        )
     needing = [term.name for term in terms if term.needs_teacher]
     if not needing:
         return head.vocab_size
@@ -154,7 +164,9 @@ class _FusedTokenLosses(torch.autograd.Function):
             for term, losses_N in zip(spec.terms, losses, strict=True):
                 losses_N[rows], gradient_NV = term.losses_and_gradient(chunk)
                 coefficient = spec.coefficients[term.name]
-                total_NV = gradient_NV.mul_(coefficient) if total_NV is None else total_NV.add_(gradient_NV, alpha=coefficient)
+                total_NV = (
+                    gradient_NV.mul_(coefficient) if total_NV is None else total_NV.add_(gradient_NV, alpha=coefficient)
+                )
                 del gradient_NV
             if total_NV is None:
                 total_NV = torch.zeros_like(logits_NV)
@@ -179,7 +191,7 @@ class _FusedTokenLosses(torch.autograd.Function):
         return (loss, *losses)
 
     @staticmethod
-    def backward(ctx: Any, loss_gradient: Tensor, *_: Tensor) -> Any:
+    def backward(ctx: Any, loss_gradient: Tensor, *_: Tensor) -> Any:  # type: ignore[override]
         hidden_gradient, weight_gradient, bias_gradient = ctx.saved_tensors
         weight_dtype, bias_dtype = ctx.dtypes
         return (

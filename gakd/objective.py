@@ -69,7 +69,9 @@ class Term:
 
     def __mul__(self, weight: Weight) -> Objective:
         if not (callable(weight) or isinstance(weight, (int, float))):
-            raise TypeError(f"a weight is a number or a function of the step, got {type(weight).__name__} for {self.name}")
+            raise TypeError(
+                f"a weight is a number or a function of the step, got {type(weight).__name__} for {self.name}"
+            )
         return Objective(((weight, self),))
 
     __rmul__ = __mul__
@@ -84,7 +86,9 @@ class Objective:
     def __init__(self, terms: tuple[tuple[Weight, Term], ...]) -> None:
         names = [term.name for _, term in terms]
         if repeated := {name for name in names if names.count(name) > 1}:
-            raise ValueError(f"two terms share the name {sorted(repeated)}: set `.name` of one of them, logs need to tell them apart")
+            raise ValueError(
+                f"two terms share the name {sorted(repeated)}: set `.name` of one of them, logs need to tell them apart"
+            )
         self.terms = terms
 
     def __add__(self, other: Term | Objective) -> Objective:
@@ -94,7 +98,9 @@ class Objective:
         return (term for _, term in self.terms)
 
     def __str__(self) -> str:
-        return " + ".join(f"{weight if callable(weight) else format(weight, 'g')} * {term.name}" for weight, term in self.terms)
+        return " + ".join(
+            f"{weight if callable(weight) else format(weight, 'g')} * {term.name}" for weight, term in self.terms
+        )
 
     def coefficients(self, step: int, counts: Counts) -> Coefficients:
         """The factors of the terms at `step`; ValueError where the step supervises nothing."""
@@ -108,5 +114,5 @@ class Objective:
 
     def means(self, sums: dict[str, float], counts: Counts) -> dict[str, float]:
         """Summed losses -> the means that are logged; a name that is not a term's is a statistic per sequence."""
-        units = {term.name: term.unit for term in self}
-        return {name: total / counts.of(units.get(name, "sequence")) for name, total in sums.items()}
+        per_token = {term.name for term in self if term.unit == "token"}
+        return {name: total / counts.of("token" if name in per_token else "sequence") for name, total in sums.items()}

@@ -72,7 +72,9 @@ class LogitReadout(nn.Module):
     def project(self, head: Head, owner: str) -> None:
         vocab_size = self.weight.shape[1]
         if head.softcap is not None:
-            raise ValueError(f"a linear readout needs logits linear in the hidden state; the {owner}'s are soft-capped at {head.softcap}")
+            raise ValueError(
+                f"a linear readout needs logits linear in the hidden state; the {owner}'s are soft-capped at {head.softcap}"
+            )
         if head.vocab_size < vocab_size:
             raise ValueError(
                 f"the readout maps {vocab_size} tokens, the {owner}'s head has {head.vocab_size}: build it with the smaller size"
@@ -95,7 +97,11 @@ class LogitReadout(nn.Module):
 
     def detached(self, hidden_NH: Tensor, owner: str) -> Tensor:
         offset_R = self._formed.get(f"{owner} offset")
-        return linear(hidden_NH.detach().to(self.weight.dtype), self._formed[owner].leaf, None if offset_R is None else offset_R.leaf)
+        return linear(
+            hidden_NH.detach().to(self.weight.dtype),
+            self._formed[owner].leaf,
+            None if offset_R is None else offset_R.leaf,
+        )
 
     def squared_norm(self, gradient_BTR: Tensor) -> Tensor:
         if "gram" not in self._formed:
@@ -134,12 +140,16 @@ class _LiveRows(torch.autograd.Function):
         projection_RH: Tensor, offset_R: Tensor | None, scale: float,
     ) -> Tensor:  # fmt: skip
         ctx.save_for_backward(hidden_NH, map_RV, projection_RH)
-        ctx.scale, ctx.weight, ctx.bias_dtype = scale, (weight_VH.shape, weight_VH.dtype), bias_V is not None and bias_V.dtype
+        ctx.scale, ctx.weight, ctx.bias_dtype = (
+            scale,
+            (weight_VH.shape, weight_VH.dtype),
+            bias_V is not None and bias_V.dtype,
+        )
         with torch.autocast(hidden_NH.device.type, enabled=False):
             return linear(hidden_NH.to(projection_RH.dtype), projection_RH, offset_R)
 
     @staticmethod
-    def backward(ctx: Any, gradient_NR: Tensor) -> Any:
+    def backward(ctx: Any, gradient_NR: Tensor) -> Any:  # type: ignore[override]
         hidden_NH, map_RV, projection_RH = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         (head_size, width), dtype = ctx.weight

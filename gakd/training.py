@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from lightning_fabric import Fabric
@@ -17,9 +16,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gakd import checkpoint
-from gakd.data import Example, Windows, collate, split_window
+from gakd.data import Data, Windows, collate, split_window
 from gakd.logs import MetricsLog, ProgressView
 from gakd.objective import Counts, Objective
+from gakd.run_folder import claim
 from gakd.types import Batch
 
 
@@ -67,10 +67,6 @@ class RunConfig:
     """auto: bf16-mixed on a GPU, 32-true on a CPU."""
 
 
-# What may differ between a run and its resumption without changing a bit of the result.
-_FREE_TO_CHANGE = {"resume", "output_dir", "keep_checkpoints", "save_every"}
-
-
 class Run:
     """One training run. `step` counts finished optimizer steps."""
 
@@ -79,12 +75,18 @@ class Run:
         on_gpu = torch.cuda.is_available()
         precision = config.precision if config.precision != "auto" else ("bf16-mixed" if on_gpu else "32-true")
         self.fabric = Fabric(
-            accelerator="auto", devices=config.devices, num_nodes=config.num_nodes, strategy=config.strategy, precision=precision
+            accelerator="auto",
+            devices=config.devices,
+            num_nodes=config.num_nodes,
+            strategy=config.strategy,
+            precision=precision,
         )
         # torchrun has launched the processes already; launching again would raise under `fabric run` alone.
         self.fabric.launch()
         if config.batch_size % self.fabric.world_size:
-            raise ValueError(f"--batch-size {config.batch_size} is not a multiple of the {self.fabric.world_size} processes that share it")
+            raise ValueError(
+                f"--batch-size {config.batch_size} is not a multiple of the {self.fabric.world_size} processes that share it"
+            )
         self.teacher_dtype = torch.bfloat16 if on_gpu else torch.float32
         self.step = 0
         self.fabric.seed_everything(config.seed, verbose=False)
@@ -93,13 +95,17 @@ class Run:
         self._sums: dict[str, Tensor] = {}
         self._counts = Counts(0, 0)
         self._notes: dict[str, float] = {}
-        self._claim_output_dir(recipe_config)
+        claim(self.fabric, self.folder, recipe_config, config.resume)
 
     # ---- before the loop ----
 
     @property
     def folder(self) -> Path:
         return self.config.output_dir
+
+    @property
+    def device(self) -> torch.device:
+        return self.fabric.device
 
     @property
     def is_main(self) -> bool:
@@ -149,12 +155,13 @@ class Run:
 
     # ---- the loop ----
 
-    def steps(self, examples: Sequence[Example], pad_token_id: int) -> Iterator[list[Batch]]:
+    def steps(self, data: Data) -> Iterator[list[Batch]]:
         """This rank's micro-batches of each optimizer step, from where the run stands to its end.
 
         What a step holds is a function of the seed and the step alone: not of the micro-batch size, the ranks, or a resume.
         """
-        config, lengths = self.config, [example.length for example in examples]
+        config, examples = self.config, data.train
+        lengths = [example.length for example in examples]
         windows = Windows(lengths, config.batch_size, config.seed)
         self.total = config.steps if config.steps is not None else config.epochs * len(windows)
         if self.is_main:
@@ -163,16 +170,22 @@ class Run:
         try:
             while self.step < self.total:
                 groups = split_window(
-                    windows[self.step], lengths, config.micro_batch_size, self.fabric.global_rank, self.fabric.world_size
+                    windows[self.step],
+                    lengths,
+                    config.micro_batch_size,
+                    self.fabric.global_rank,
+                    self.fabric.world_size,
                 )
-                yield [collate([examples[i] for i in group], pad_token_id).to(self.fabric.device) for group in groups]
+                yield [
+                    collate([examples[i] for i in group], data.pad_token_id).to(self.fabric.device) for group in groups
+                ]
         finally:
             self._view.close()
 
     def counts(self, window: Sequence[Batch]) -> Counts:
         """Supervised tokens and sequences of the whole optimizer step, over all ranks."""
         own = torch.stack([torch.stack([batch.mask.sum(), batch.mask.any(1).sum()]) for batch in window]).sum(0)
-        tokens, sequences = self.fabric.all_reduce(own, reduce_op="sum").tolist()
+        tokens, sequences = self._over_ranks(own).tolist()
         self._counts = Counts(tokens, sequences, self.fabric.world_size)
         return self._counts
 
@@ -193,7 +206,11 @@ class Run:
         rate = self.learning_rate(self.step)
         for group in self._student_optimizer.param_groups:
             group["lr"] = rate
-        norm = float(self.fabric.clip_gradients(self._wrapped, self._student_optimizer, max_norm=self.config.clip, error_if_nonfinite=False))
+        norm = float(
+            self.fabric.clip_gradients(
+                self._wrapped, self._student_optimizer, max_norm=self.config.clip, error_if_nonfinite=False
+            )  # type: ignore[arg-type]
+        )
         self._refuse_nonfinite("student", norm)
         self._student_optimizer.step()
         self._student_optimizer.zero_grad()
@@ -206,7 +223,7 @@ class Run:
         if not gradients:
             return
         for gradient in gradients:
-            gradient.copy_(self.fabric.all_reduce(gradient, reduce_op="sum"))
+            gradient.copy_(self._over_ranks(gradient))
         norm = float(torch.nn.utils.get_total_norm(gradients))
         self._refuse_nonfinite(name, norm)
         optimizer.step()
@@ -215,12 +232,16 @@ class Run:
 
     def finish_step(self, objective: Objective) -> None:
         """Count the step, log its means, save when it is time."""
-        sums = {name: float(self.fabric.all_reduce(total, reduce_op="sum")) for name, total in self._sums.items()}
+        sums = {name: float(self._over_ranks(total)) for name, total in self._sums.items()}
         means = objective.means(sums, self._counts)
         self.step += 1
         self._view.update(self.step, self._counts.tokens, means | {"gradient_norm": self._notes["gradient_norm"]})
         if self.is_main:
-            row = means | self._notes | {"tokens": self._counts.tokens, "tokens_per_second": self._view.pace.tokens_per_second()}
+            row = (
+                means
+                | self._notes
+                | {"tokens": self._counts.tokens, "tokens_per_second": self._view.pace.tokens_per_second()}
+            )
             self._log.append(self.step, row)
         self._sums, self._notes = {}, {}
         last = self.step == self.total
@@ -238,7 +259,12 @@ class Run:
 
     def save(self) -> None:
         checkpoint.save(
-            self.fabric, self.folder / "checkpoints", self.step, self._modules, self._optimizers, self.config.keep_checkpoints
+            self.fabric,
+            self.folder / "checkpoints",
+            self.step,
+            self._modules,
+            self._optimizers,
+            self.config.keep_checkpoints,
         )
 
     def learning_rate(self, step: int) -> float:
@@ -256,6 +282,10 @@ class Run:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 
+    def _over_ranks(self, own: Tensor) -> Tensor:
+        """The sum of a tensor over all ranks."""
+        return cast(Tensor, self.fabric.all_reduce(own, reduce_op="sum"))
+
     def _refuse_nonfinite(self, what: str, norm: float) -> None:
         if not math.isfinite(norm):
             losses = {name: float(total) for name, total in self._sums.items()}
@@ -263,32 +293,3 @@ class Run:
                 f"the {what}'s gradient norm is {norm} at step {self.step}; summed losses {losses}: "
                 f"lower the learning rate or the term's weight; the last checkpoint is intact"
             )
-
-    def _claim_output_dir(self, recipe_config: Any) -> None:
-        path = self.folder / "config.json"
-        wanted = json.loads(json.dumps(dataclasses.asdict(recipe_config), default=str))
-        error = None
-        if self.is_main and path.exists():
-            changed = _differences(json.loads(path.read_text()), wanted)
-            if not self.config.resume:
-                error = f"{self.folder} holds another run: add --resume to continue it, or give another --output-dir"
-            elif changed:
-                error = f"{self.folder} was run with other settings: {'; '.join(changed)}. Use the same, or another --output-dir"
-        error = self.fabric.broadcast(error)
-        if error:
-            raise ValueError(error)
-        if self.is_main and not path.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(wanted, indent=2))
-        self.fabric.barrier()
-
-
-def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
-    found: list[str] = []
-    for name in sorted(before.keys() | now.keys()):
-        old, new = before.get(name), now.get(name)
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += _differences(old, new, f"{prefix}{name}.")
-        elif old != new and name not in _FREE_TO_CHANGE:
-            found.append(f"{prefix}{name} was {old}, is {new}")
-    return found

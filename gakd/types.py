@@ -79,7 +79,9 @@ class TokenChunk:
     @property
     def teacher_log_probs_NV(self) -> Tensor:
         if self._teacher_log_probs_NV is None:
-            raise ValueError("this term compares with a teacher, but the step has none: pass a TeacherOutput to the distiller")
+            raise ValueError(
+                "this term compares with a teacher, but the step has none: pass a TeacherOutput to the distiller"
+            )
         return self._teacher_log_probs_NV
 
     @cached_property

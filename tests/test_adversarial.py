@@ -36,7 +36,11 @@ def double():
 
 def player(discriminator: str = "transformer", readout=CenteredLogitReadout, r1=3.0, r2=5.0) -> Adversarial:
     torch.manual_seed(1)
-    built = TransformerDiscriminator(R, width=8, heads=2) if discriminator == "transformer" else MLPDiscriminator(R, width=8)
+    built = (
+        TransformerDiscriminator(R, width=8, heads=2)
+        if discriminator == "transformer"
+        else MLPDiscriminator(R, width=8)
+    )
     return Adversarial(built, RelativisticGAN(r1, r2), readout(V, R))
 
 
@@ -84,7 +88,9 @@ def direct(adversarial, mask, hidden, head, teacher) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("discriminator", ["transformer", "mlp"])
 @pytest.mark.parametrize("readout", [LogitReadout, CenteredLogitReadout])
-@pytest.mark.parametrize("case", [{}, {"padded": 3}, {"bias": True, "student_scale": 0.5}, {"bias": True, "padded": 2}], ids=str)
+@pytest.mark.parametrize(
+    "case", [{}, {"padded": 3}, {"bias": True, "student_scale": 0.5}, {"bias": True, "padded": 2}], ids=str
+)
 def test_both_players_gradients_equal_the_direct_ones(discriminator, readout, case):
     adversarial = player(discriminator, readout)
     mask, hidden, head, teacher = material(**case)
@@ -183,7 +189,9 @@ def test_padding_prompts_and_the_order_of_sequences_change_nothing():
     reference = play(player(), mask, hidden, head, teacher)
     # A longer prompt in front and padding behind move the rows' positions, not what is read of them.
     padded = torch.cat([torch.zeros(B, 3, dtype=torch.bool), mask, torch.zeros(B, 5, dtype=torch.bool)], 1)
-    assert torch.equal(play(player(), padded, hidden, head, teacher).losses["adversarial"], reference.losses["adversarial"])
+    assert torch.equal(
+        play(player(), padded, hidden, head, teacher).losses["adversarial"], reference.losses["adversarial"]
+    )
     order = torch.tensor([2, 0, 3, 1])
     rows = torch.cat([(mask.nonzero()[:, 0] == index).nonzero()[:, 0] for index in order])
     shuffled = play(player(), mask[order], hidden[rows], head, TeacherOutput(teacher.hidden_NH[rows], teacher.head))
@@ -204,7 +212,9 @@ def test_centered_readouts_are_blind_to_an_offset_of_the_logits_and_raw_ones_are
     mask, hidden, head, teacher = material(bias=True)
     shifted = head._replace(bias=head.bias + 3.0)
     for readout, blind in ((CenteredLogitReadout, True), (LogitReadout, False)):
-        scores = [play(player(readout=readout), mask, hidden, own, teacher).losses["adversarial"] for own in (head, shifted)]
+        scores = [
+            play(player(readout=readout), mask, hidden, own, teacher).losses["adversarial"] for own in (head, shifted)
+        ]
         assert torch.allclose(*scores, rtol=1e-9) is blind
 
 

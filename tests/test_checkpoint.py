@@ -87,7 +87,12 @@ def test_frozen_weights_are_not_stored_and_tied_ones_once(fabric, tmp_path):
     from safetensors.torch import load_file
 
     saved(fabric, tmp_path, [1])
-    assert set(load_file(tmp_path / "step-1" / "student.safetensors")) == {"inner.weight", "inner.bias", "tied.bias", "steps"}
+    assert set(load_file(tmp_path / "step-1" / "student.safetensors")) == {
+        "inner.weight",
+        "inner.bias",
+        "tied.bias",
+        "steps",
+    }
 
 
 def test_only_the_newest_are_kept_and_ten_comes_after_nine(fabric, tmp_path):

@@ -8,7 +8,10 @@ import torch
 from gakd import MLPDiscriminator, TransformerDiscriminator
 from gakd.discriminators import masked_mean
 
-BUILDERS = {"mlp": lambda: MLPDiscriminator(6, width=8), "transformer": lambda: TransformerDiscriminator(6, width=8, heads=2)}
+BUILDERS = {
+    "mlp": lambda: MLPDiscriminator(6, width=8),
+    "transformer": lambda: TransformerDiscriminator(6, width=8, heads=2),
+}
 
 
 @pytest.fixture(params=BUILDERS)

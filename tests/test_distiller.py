@@ -93,7 +93,9 @@ def test_gradients_equal_the_plain_models_own(tied):
     step.objective = 0.5 * CrossEntropy() + 0.5 * ReverseKL()
     step.distiller = Distiller(step.student, step.objective)
     batch = batch_of(sequences())
-    output = step.distiller(batch, step.teacher(batch), step.objective.coefficients(0, Counts(int(batch.mask.sum()), 6)))
+    output = step.distiller(
+        batch, step.teacher(batch), step.objective.coefficients(0, Counts(int(batch.mask.sum()), 6))
+    )
     output.loss.backward()
     gradients = {name: parameter.grad.clone() for name, parameter in step.student.named_parameters()}
     step.student.zero_grad()
@@ -127,7 +129,9 @@ def test_masked_positions_get_exactly_no_gradient():
     step = Step()
     batch = batch_of(sequences())
     kept: list[Tensor] = []
-    step.student.model.register_forward_hook(lambda *call: (call[2].last_hidden_state.retain_grad(), kept.append(call[2].last_hidden_state))[0])
+    step.student.model.register_forward_hook(
+        lambda *call: (call[2].last_hidden_state.retain_grad(), kept.append(call[2].last_hidden_state))[0]
+    )
     step.run([batch])
     (hidden,) = kept
     assert torch.count_nonzero(hidden.grad[~batch.mask]) == 0
@@ -165,7 +169,9 @@ class AllocationWatch(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
         result = function(*arguments, **(keywords or {}))
         for tensor in result if isinstance(result, (tuple, list)) else [result]:
-            if isinstance(tensor, Tensor) and (self.vocabulary in tensor.shape or tensor.numel() % self.vocabulary == 0):
+            if isinstance(tensor, Tensor) and (
+                self.vocabulary in tensor.shape or tensor.numel() % self.vocabulary == 0
+            ):
                 self.rows.append(tensor.numel() // self.vocabulary)
         return result
 

@@ -151,6 +151,8 @@ def test_comparison_table():
     assert cells["ROUGE-L (%) ↑"][3:] == ["18.20", "±0.31", "22.20", "±0.21", "+4.00", "better", "25.00"]
     assert cells["exact match (%) ↑"][4:] == ["0.50", "0.50", "+0.00", "1.50"]
     assert cells["response length (tokens)"][3:] == ["130.1", "±3.1", "110.1", "±2.1", "-20.0", "100.1"]
+    zero = rendered(comparison_table({"before": Evaluation(2.0), "after": Evaluation(1.99999)}), 100)
+    assert zero.splitlines()[3].split()[3:] == ["2.000", "2.000", "+0.000"]
     without_text = rendered(comparison_table({"before": Evaluation(2.0), "after": Evaluation(1.0)}), 100)
     assert "ROUGE-L" not in without_text
     assert "KL" not in without_text

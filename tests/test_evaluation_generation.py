@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -13,6 +15,15 @@ from tests import tiny
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [12], [13, 14, 15], [16, 17, 18, 19, 20], [21, 22], [23, 24, 25, 26]]
 EOS = 258
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Thousands of tiny products: where other jobs share the cores, threads that wait for each other take minutes."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture
@@ -96,7 +107,9 @@ def test_the_callers_generator_is_untouched(tokenizer):
 def test_samples_follow_the_whole_distribution(tokenizer):
     """With transformers' default top-k of 50, or the checkpoint's own below, most tokens would never come up."""
     model = tiny.model(tied=False, scale=0.01)
-    model.generation_config.update(top_k=5, top_p=0.3, temperature=0.1, repetition_penalty=1.5, suppress_tokens=[30])
+    model.generation_config.update(
+        top_k=5, top_p=0.3, temperature=0.1, repetition_penalty=1.5, suppress_tokens=[*range(99)]
+    )
     own = model.generation_config.to_dict()
     draws = generate(model, tokenizer, [[5]] * 4000, Sampling(1), batch_size=1000)
     counts = torch.bincount(torch.tensor([draw.ids[0] if draw.ids else EOS for draw in draws]), minlength=272)
@@ -158,12 +171,15 @@ def test_lora_adapters_take_part(tokenizer):
 
 
 def test_progress_and_no_warnings(tokenizer, caplog):
+    logger = logging.getLogger("transformers")  # it does not propagate to the root, where caplog listens
+    logger.addHandler(caplog.handler)
     done: list[int] = []
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for temperature in (0.0, 0.7):
             generate(tiny.model(), tokenizer, PROMPTS, Sampling(2, temperature), batch_size=4, on_progress=done.append)
     assert done == [4, 2, 4, 2]
+    logger.removeHandler(caplog.handler)
     assert not caplog.records
 
 

@@ -22,13 +22,16 @@ def direct(name: str, student_logits: Tensor, teacher_logits: Tensor, labels: Te
         total = torch.zeros((), dtype=q.dtype)
         for q_v, p_v in zip(q, p, strict=True):
             m_v = beta * p_v + (1 - beta) * q_v
-            total = total + {
-                "forward_kl": lambda q_v=q_v, p_v=p_v: p_v * (p_v / q_v).log(),
-                "reverse_kl": lambda q_v=q_v, p_v=p_v: q_v * (q_v / p_v).log(),
-                "jensen_shannon": lambda q_v=q_v, p_v=p_v, m_v=m_v: (
-                    beta * p_v * (p_v / m_v).log() + (1 - beta) * q_v * (q_v / m_v).log()
-                ),
-            }[name]()
+            total = (
+                total
+                + {
+                    "forward_kl": lambda q_v=q_v, p_v=p_v: p_v * (p_v / q_v).log(),
+                    "reverse_kl": lambda q_v=q_v, p_v=p_v: q_v * (q_v / p_v).log(),
+                    "jensen_shannon": lambda q_v=q_v, p_v=p_v, m_v=m_v: (
+                        beta * p_v * (p_v / m_v).log() + (1 - beta) * q_v * (q_v / m_v).log()
+                    ),
+                }[name]()
+            )
         losses.append(total)
     return torch.stack(losses)
 
@@ -56,7 +59,9 @@ def test_value_and_gradient_equal_float64_autograd(term):
 def test_divergence_and_gradient_vanish_exactly_where_the_models_agree(term, dtype):
     torch.manual_seed(1)
     log_probs = (4 * torch.randn(8, 33, dtype=dtype)).log_softmax(-1)
-    losses, gradient = term.losses_and_gradient(TokenChunk(log_probs, log_probs.clone(), torch.zeros(8, dtype=torch.long)))
+    losses, gradient = term.losses_and_gradient(
+        TokenChunk(log_probs, log_probs.clone(), torch.zeros(8, dtype=torch.long))
+    )
     assert torch.count_nonzero(losses) == 0
     assert torch.count_nonzero(gradient) == 0
 

@@ -138,7 +138,7 @@ def test_a_frozen_head_gets_no_gradient_and_hidden_states_the_same_one():
 
 def test_terms_without_weight_are_not_computed_and_no_teacher_is_needed_without_them():
     hidden, head, labels, _ = inputs()
-    loss, losses = token_losses(hidden, head, labels, TERMS, {name: 0.0 for name in COEFFICIENTS} | {"cross_entropy": 1.0})
+    loss, losses = token_losses(hidden, head, labels, TERMS, dict.fromkeys(COEFFICIENTS, 0.0) | {"cross_entropy": 1.0})
     assert list(losses) == ["cross_entropy"]
     torch.testing.assert_close(loss, cross_entropy(hidden @ head.weight.T, labels, reduction="sum"))
 
@@ -151,13 +151,16 @@ def test_a_term_given_by_its_formula_runs_beside_closed_forms():
             return (student_log_probs_NV.exp() - teacher_log_probs_NV.exp()).square().sum(-1)
 
     hidden, head, labels, teacher = inputs()
-    loss, _ = token_losses(hidden, head, labels, [Squared(), ReverseKL()], {"squared": 2.0, "reverse_kl": 1.0}, teacher, 5)
+    loss, _ = token_losses(
+        hidden, head, labels, [Squared(), ReverseKL()], {"squared": 2.0, "reverse_kl": 1.0}, teacher, 5
+    )
     log_q = (hidden @ head.weight.T).log_softmax(-1)
     log_p = (teacher.hidden_NH @ teacher.head.weight.T).log_softmax(-1)
     expected = 2 * (log_q.exp() - log_p.exp()).square().sum() + kl_div(log_p, log_q, log_target=True, reduction="sum")
     for leaf in (hidden, head.weight):
         torch.testing.assert_close(
-            torch.autograd.grad(loss, leaf, retain_graph=True)[0], torch.autograd.grad(expected, leaf, retain_graph=True)[0]
+            torch.autograd.grad(loss, leaf, retain_graph=True)[0],
+            torch.autograd.grad(expected, leaf, retain_graph=True)[0],
         )
 
 
@@ -184,5 +187,9 @@ def test_against_torchtunes_kd_losses():
     arguments = student_logits.unsqueeze(0), teacher_logits.unsqueeze(0), labels.unsqueeze(0)
     log_p = teacher_logits.log_softmax(-1)
     entropy = -(log_p.exp() * log_p).sum(-1).mean()  # which torchtune's forward KL leaves out
-    torch.testing.assert_close(values["forward_kl"].mean(), loss_module.ForwardKLLoss()(*arguments) - entropy, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(values["reverse_kl"].mean(), loss_module.ReverseKLLoss()(*arguments), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        values["forward_kl"].mean(), loss_module.ForwardKLLoss()(*arguments) - entropy, rtol=1e-4, atol=1e-4
+    )
+    torch.testing.assert_close(
+        values["reverse_kl"].mean(), loss_module.ReverseKLLoss()(*arguments), rtol=1e-4, atol=1e-4
+    )

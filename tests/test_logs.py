@@ -22,7 +22,12 @@ def test_columns_may_come_late_and_rows_after_a_resume_are_run_again(tmp_path):
     assert read(path)[1] == {"step": "2", "loss": "0.333333", "adversarial": "0.7", "valid/reverse_kl": ""}
     resumed = MetricsLog(path, resume_at=2)
     resumed.append(3, {"loss": 0.2})
-    assert [(row["step"], row["loss"]) for row in read(path)] == [("1", "2.5"), ("2", "0.333333"), ("2", ""), ("3", "0.2")]
+    assert [(row["step"], row["loss"]) for row in read(path)] == [
+        ("1", "2.5"),
+        ("2", "0.333333"),
+        ("2", ""),
+        ("3", "0.2"),
+    ]
 
 
 def test_a_new_run_starts_an_empty_file(tmp_path):

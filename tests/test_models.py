@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch.nn.functional import linear
-from transformers import AutoModelForCausalLM, AutoTokenizer, CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+)
 
 from gakd.export import write_folder
 from gakd.models import (
@@ -60,7 +66,9 @@ def test_a_folder_without_a_model_is_refused_in_one_line(tmp_path):
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize(("asked", "kept"), [([2], [2, 5]), ([3], [1, 3, 5]), ([1], [5]), ([6], [0, 1, 2, 3, 4, 5]), ([0, 4], [0, 4])])
+@pytest.mark.parametrize(
+    ("asked", "kept"), [([2], [2, 5]), ([3], [1, 3, 5]), ([1], [5]), ([6], [0, 1, 2, 3, 4, 5]), ([0, 4], [0, 4])]
+)
 def test_pruning_keeps_the_layers_it_says(asked, kept, tmp_path):
     full = tiny.model(layers=6)
     layers = [layer.self_attn.q_proj.weight.clone() for layer in full.model.layers]
@@ -90,8 +98,8 @@ def test_impossible_prunings_say_what_is_possible(asked):
 def gemma():
     return Gemma2ForCausalLM(
         Gemma2Config(
-            vocab_size=40, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1,
-            head_dim=8, final_logit_softcapping=4.0, attn_implementation="eager",
+            vocab_size=40, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+            num_key_value_heads=1, head_dim=8, final_logit_softcapping=4.0, attn_implementation="eager",
         )
     )  # fmt: skip
 
@@ -168,14 +176,18 @@ def test_tokenizers_that_differ_are_refused_naming_both(tmp_path):
     other.add_tokens(["<extra>"])
     teacher = tiny.save(tmp_path / "big", tiny.model(), other)
     config = ModelConfig(str(student), str(teacher), lora_rank=0)
-    with pytest.raises(ModelError, match=r"small \(259 tokens\) and teacher .*big \(260 tokens\) have different vocabularies"):
+    with pytest.raises(
+        ModelError, match=r"small \(259 tokens\) and teacher .*big \(260 tokens\) have different vocabularies"
+    ):
         load_shared_tokenizer(config)
 
 
 def test_end_of_text_tokens_that_differ_are_refused_naming_both():
     student, teacher = tiny.tokenizer(), tiny.tokenizer()
     teacher.eos_token = "<|endoftext|>"
-    with pytest.raises(ModelError, match=r"a ends text with '<\|im_end\|>' \(258\), teacher b with '<\|endoftext\|>' \(256\)"):
+    with pytest.raises(
+        ModelError, match=r"a ends text with '<\|im_end\|>' \(258\), teacher b with '<\|endoftext\|>' \(256\)"
+    ):
         check_tokenizers(student, teacher, ("a", "b"))
 
 

@@ -37,7 +37,12 @@ def test_a_weight_may_be_any_function_of_the_step():
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
-    [((0.4,), [0.4, 0.4, 0.4, 0.4]), ((0.4, 2), [0, 0, 0.4, 0.4]), ((0.4, 1, 4), [0, 0.1, 0.2, 0.3]), ((1.0, 0, 2), [0.5, 1, 1, 1])],
+    [
+        ((0.4,), [0.4, 0.4, 0.4, 0.4]),
+        ((0.4, 2), [0, 0, 0.4, 0.4]),
+        ((0.4, 1, 4), [0, 0.1, 0.2, 0.3]),
+        ((1.0, 0, 2), [0.5, 1, 1, 1]),
+    ],
 )
 def test_ramp(arguments, expected):
     assert [ramp(*arguments)(step) for step in range(4)] == pytest.approx(expected)

@@ -62,8 +62,16 @@ def harvested() -> Path:
     scratch = path.with_suffix(f".{os.getpid()}.tmp")
     command = [sys.executable, "-W", "ignore", "-m", "gakd.data.docstrings", str(scratch)]
     # A module imported by name must not find files of the folder the user happens to stand in.
-    environment = os.environ | {"BROWSER": "false", "MPLBACKEND": "Agg", "PYTHONSAFEPATH": "1", "PYTHONHASHSEED": "0", "CUDA_VISIBLE_DEVICES": ""}
-    result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment, check=False)
+    environment = os.environ | {
+        "BROWSER": "false",
+        "MPLBACKEND": "Agg",
+        "PYTHONSAFEPATH": "1",
+        "PYTHONHASHSEED": "0",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
+    result = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment, check=False
+    )
     if result.returncode != 0 or not scratch.exists():
         last = (result.stderr.strip().splitlines() or ["no message"])[-1]
         raise DataError(f"harvesting docstrings failed with exit code {result.returncode}: {last}")
@@ -141,8 +149,9 @@ def _docstring(thing: Any) -> str | None:
     if not isinstance(text, str):
         return None
     text = inspect.cleandoc(text).strip()
-    # An address is another one each time, and nothing to learn.
-    return text if SHORTEST <= len(text) <= LONGEST and " at 0x" not in text and "\0" not in text else None
+    # An address is another one each time, and nothing to learn; NUL and lone surrogates are no text.
+    bad = " at 0x" in text or re.search("[\0\ud800-\udfff]", text)
+    return text if SHORTEST <= len(text) <= LONGEST and not bad else None
 
 
 def _signature(thing: Any, docstring: str) -> str:
@@ -162,11 +171,7 @@ def main(out: str) -> None:
     roots = [*sys.stdlib_module_names, *PACKAGES]
     with Path(out).open("w", encoding="utf-8") as file:
         for record in harvest(roots):
-            try:
-                record["output"].encode("utf-8"), record["instruction"].encode("utf-8")
-            except UnicodeEncodeError:
-                continue
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.write(json.dumps(record) + "\n")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from gakd.data.prompts import Example, Template, encode
+from gakd.data.rows import DataError
 from gakd.data.sources import Split, load_rows
 
 
@@ -35,11 +36,15 @@ class Data(NamedTuple):
     train: list[Example]
     valid: list[Example]
     test: list[Example]
+    pad_token_id: int
 
 
 def load_data(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Data:
-    """All three splits."""
-    return Data(*(load_split(config, tokenizer, split) for split in ("train", "valid", "test")))
+    """All three splits, and the id that pads their batches."""
+    train, valid, test = (load_split(config, tokenizer, split) for split in ("train", "valid", "test"))
+    if not isinstance(tokenizer.pad_token_id, int):
+        raise DataError("the tokenizer has no padding token: load it with gakd.models.load_tokenizer, or set pad_token")
+    return Data(train, valid, test, tokenizer.pad_token_id)
 
 
 def load_split(config: DataConfig, tokenizer: PreTrainedTokenizerBase, split: Split) -> list[Example]:

@@ -46,7 +46,9 @@ def encode(
     where no row is left, or where a chat template is asked of a tokenizer that has none.
     """
     if max_prompt_length >= max_length:
-        raise DataError(f"max_prompt_length {max_prompt_length} leaves no room for a response in max_length {max_length}")
+        raise DataError(
+            f"max_prompt_length {max_prompt_length} leaves no room for a response in max_length {max_length}"
+        )
     if not rows:
         return []
     prompts = [render(row, tokenizer, template) for row in rows]
@@ -61,7 +63,8 @@ def encode(
             examples.append(Example(prompt, [*response, tokenizer.eos_token_id][: max_length - len(prompt)], row))
     if len(examples) < len(rows):
         dropped = next(row for row, prompt in zip(rows, prompt_ids, strict=True) if len(prompt) > max_prompt_length)
-        message = f"left out {len(rows) - len(examples)} of {len(rows)} rows whose prompt is longer than {max_prompt_length} tokens"
+        left_out = f"left out {len(rows) - len(examples)} of {len(rows)} rows"
+        message = f"{left_out} whose prompt is longer than {max_prompt_length} tokens"
         if not examples:
             raise DataError(f"{message}: none is left; raise --max-prompt-length")
         warnings.warn(f"{message}, the first at {dropped.where or dropped.instruction[:40]!r}", stacklevel=2)
@@ -72,7 +75,9 @@ def render(row: Row, tokenizer: PreTrainedTokenizerBase, template: Template = "c
     """The prompt's text up to where the response begins; Qwen3's thinking is off."""
     if template == "alpaca":
         if row.history:
-            raise DataError(f"{row.where}: the alpaca template holds one instruction, not a conversation; use --template chat")
+            raise DataError(
+                f"{row.where}: the alpaca template holds one instruction, not a conversation; use --template chat"
+            )
         given = f"### Input:\n{row.input}\n\n" if row.input else ""
         return ALPACA.format(paired=ALPACA_PAIRED if row.input else "", instruction=row.instruction, input=given)
     if tokenizer.chat_template is None:

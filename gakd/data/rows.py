@@ -69,11 +69,15 @@ def _conversation(messages: Any, where: str) -> Row:
     read: list[Message] = []
     for message in messages:
         if not isinstance(message, Mapping) or message.get("role") not in {"system", "user", "assistant", "tool"}:
-            raise DataError(f"{where}: a message is {{role: system, user, assistant or tool, content: text}}, got {_shown(message)}")
+            raise DataError(
+                f"{where}: a message is {{role: system, user, assistant or tool, content: text}}, got {_shown(message)}"
+            )
         read.append({"role": message["role"], "content": _text(message.get("content"), "a message's content", where)})
     if read[-1]["role"] != "assistant" or read[-2]["role"] != "user":
         roles = [message["role"] for message in read]
-        raise DataError(f"{where}: a conversation must end with a user's message and the assistant's response, got roles {roles}")
+        raise DataError(
+            f"{where}: a conversation must end with a user's message and the assistant's response, got roles {roles}"
+        )
     return Row(read[-2]["content"], "", (read[-1]["content"],), tuple(read[:-2]), where)
 
 

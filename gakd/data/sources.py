@@ -43,8 +43,8 @@ def load_rows(dataset: str, split: Split, skip_bad_rows: bool = False, whole: bo
 
     `dataset` is "docstrings"; a .jsonl or .json file; a folder of train.jsonl, valid.jsonl and test.jsonl; one of dolly,
     self-inst, vicuna, sinst, uinst; or a hub id owner/name. A single file, and a hub set without the split, are divided by
-    a hash of the prompt (`split_of`); `whole` takes a single file undivided. A bad row is a DataError that names file and line; with `skip_bad_rows` bad rows
-    are counted and reported as a warning. A split without rows is a DataError.
+    a hash of the prompt (`split_of`); `whole` takes a single file undivided. A bad row is a DataError that names
+    file and line; with `skip_bad_rows` bad rows are counted and reported as a warning. A split without rows is a DataError.
     """
     path = Path(dataset).expanduser()
     if dataset == "docstrings":
@@ -67,7 +67,9 @@ def load_rows(dataset: str, split: Split, skip_bad_rows: bool = False, whole: bo
             f"give {', '.join(known)}, a .jsonl file, a folder of train.jsonl, or a hub id owner/name"
         )
     if not rows:
-        raise DataError(f"{dataset} has no rows for the split {split!r}: give a larger file, or a folder with {split}.jsonl")
+        raise DataError(
+            f"{dataset} has no rows for the split {split!r}: give a larger file, or a folder with {split}.jsonl"
+        )
     return rows
 
 
@@ -85,7 +87,9 @@ def _file_of(folder: Path, split: Split) -> Path:
     for name in _FILE_NAMES[split]:
         if (folder / f"{name}.jsonl").is_file():
             return folder / f"{name}.jsonl"
-    raise DataError(f"{folder} has no {_FILE_NAMES[split][0]}.jsonl: it holds {sorted(path.name for path in folder.iterdir())[:8]}")
+    raise DataError(
+        f"{folder} has no {_FILE_NAMES[split][0]}.jsonl: it holds {sorted(path.name for path in folder.iterdir())[:8]}"
+    )
 
 
 def _lines(path: Path) -> Iterator[tuple[str, Any]]:
@@ -98,7 +102,10 @@ def _lines(path: Path) -> Iterator[tuple[str, Any]]:
                 if text:
                     yield where, json.loads(text)
             except UnicodeDecodeError as error:
-                yield where, DataError(f"{where}: not UTF-8 ({error.reason} at byte {error.start}); save the file as UTF-8")
+                yield (
+                    where,
+                    DataError(f"{where}: not UTF-8 ({error.reason} at byte {error.start}); save the file as UTF-8"),
+                )
             except (json.JSONDecodeError, RecursionError) as error:
                 yield where, DataError(f"{where}: not JSON ({error}); expected one JSON object a line")
 
@@ -119,7 +126,9 @@ def _checked(records: Iterable[tuple[str, Any]], skip_bad_rows: bool, name: str)
             examples.append(where)
     if reasons:
         listed = "; ".join(f"{count}x {reason}" for reason, count in reasons.most_common(4))
-        warnings.warn(f"{name}: left out {reasons.total()} bad rows ({listed}), the first at {examples[0]}", stacklevel=3)
+        warnings.warn(
+            f"{name}: left out {reasons.total()} bad rows ({listed}), the first at {examples[0]}", stacklevel=3
+        )
     return rows
 
 
@@ -159,4 +168,6 @@ def _hub_call(name: str, call: Any) -> Any:
         return call()
     except Exception as error:  # the hub client raises a dozen kinds, all meaning that the set cannot be had
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(f"cannot load {name} from the hub: {reason}. Give a .jsonl file or a folder to work without it") from error
+        raise DataError(
+            f"cannot load {name} from the hub: {reason}. Give a .jsonl file or a folder to work without it"
+        ) from error

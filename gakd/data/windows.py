@@ -22,7 +22,9 @@ class Windows:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if len(lengths) < batch_size:
-            raise ValueError(f"{len(lengths)} examples do not fill one batch of {batch_size}: give more data or a smaller --batch-size")
+            raise ValueError(
+                f"{len(lengths)} examples do not fill one batch of {batch_size}: give more data or a smaller --batch-size"
+            )
         self.lengths = np.asarray(lengths)
         self.batch_size, self.seed = batch_size, seed
         self._epoch: tuple[int, np.ndarray] | None = None

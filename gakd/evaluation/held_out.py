@@ -50,13 +50,14 @@ class HeldOut:
         self, teacher: nn.Module | None, tokenizer: PreTrainedTokenizerBase, data: Data, config: EvaluationConfig
     ) -> None:
         self.teacher, self.tokenizer, self.config = teacher, tokenizer, config
+        self.pad_token_id = data.pad_token_id
         self.valid, self.test = data.valid[: config.examples], data.test[: config.examples]
         self._teacher_outputs: dict[str, list[TeacherOutput]] = {}
 
     def validate(self, student: nn.Module) -> dict[str, float]:
         """Cross entropy and divergences to the teacher on the validation split, in nats per token."""
         outputs, size = self._targets("valid", self.valid), self.config.evaluation_batch_size
-        return divergences_to_teacher(student, outputs, self.valid, self._pad_token_id, size)
+        return divergences_to_teacher(student, outputs, self.valid, self.pad_token_id, size)
 
     def scores(self, student: nn.Module) -> dict[str, Any]:
         """Everything on the test split, as JSON: `Evaluation` of the student and, where there is one, of the teacher."""
@@ -81,18 +82,15 @@ class HeldOut:
             return None
         if split not in self._teacher_outputs:
             size = self.config.evaluation_batch_size
-            self._teacher_outputs[split] = teacher_outputs(self.teacher, examples, self._pad_token_id, size)
+            self._teacher_outputs[split] = teacher_outputs(self.teacher, examples, self.pad_token_id, size)
         return self._teacher_outputs[split]
-
-    @property
-    def _pad_token_id(self) -> int:
-        return int(self.tokenizer.pad_token_id)  # type: ignore[arg-type]
 
 
 def conclude(folder: Path, student: nn.Module, held_out: HeldOut, before: dict[str, Any]) -> None:
     """Export the student, evaluate it again, and print and save what changed: tables, completions, curves."""
     exported = write_folder(student, held_out.tokenizer, folder / "student")
-    console = Console(width=None if Console().is_terminal else 100)
+    terminal = Console()
+    console = terminal if terminal.is_terminal else Console(width=100)
     console.print("Evaluating the trained student on the test split")
     after = held_out.after(student)
     (folder / "after.json").write_text(json.dumps({"student": asdict(after)}, indent=2))

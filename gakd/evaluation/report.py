@@ -113,18 +113,22 @@ def _cell(evaluation: Evaluation, metric: _Metric, separator: str = " ") -> Text
     if value is None:
         return Text("–", style="dim")
     spread, decimals = evaluation.std.get(metric.field), metric.decimals
-    return Text(f"{value:.{decimals}f}" + ("" if spread is None else f"{separator}±{spread:.{decimals}f}"))
+    return Text(_rounded(value, decimals) + ("" if spread is None else f"{separator}±{spread:.{decimals}f}"))
 
 
 def _change(before: Evaluation, after: Evaluation, metric: _Metric) -> Text:
     first, second = getattr(before, metric.field), getattr(after, metric.field)
     if first is None or second is None:
         return Text("–", style="dim")
-    shown = f"{second - first:+.{metric.decimals}f}"
+    shown = _rounded(second - first, metric.decimals, sign="+")
     if metric.better is None or float(shown) == 0:
         return Text(shown)
     improved = (second < first) == (metric.better == "lower")
     return Text(f"{shown} {'better' if improved else 'worse'}", style="green" if improved else "red")
+
+
+def _rounded(value: float, decimals: int, sign: str = "") -> str:
+    return f"{round(value, decimals) + 0.0:{sign}.{decimals}f}"  # adding 0 turns -0.0, as of a rounded KL, into 0.0
 
 
 def _is_best(evaluation: Evaluation, evaluations: Mapping[str, Evaluation], metric: _Metric) -> bool:

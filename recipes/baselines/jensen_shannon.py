@@ -40,13 +40,11 @@ def main(config: Config) -> None:
     with run.main_first():
         tokenizer = load_shared_tokenizer(config.models)
         student = load_student(config.models)
-        teacher_model = load_teacher(config.models, run.teacher_dtype).to(run.fabric.device)
+        teacher_model = load_teacher(config.models, run.teacher_dtype, run.device)
         data = load_data(config.data, tokenizer)
     held_out = HeldOut(teacher_model, tokenizer, data, config.evaluation)
 
-    objective = (
-        config.cross_entropy_weight * CrossEntropy() + config.jensen_shannon_weight * JensenShannon(config.beta)
-    )
+    objective = config.cross_entropy_weight * CrossEntropy() + config.jensen_shannon_weight * JensenShannon(config.beta)
     teacher = LocalTeacher(teacher_model)
     distiller = Distiller(student, objective)
     distiller = run.setup(distiller, run.optimizer(distiller))
@@ -54,7 +52,7 @@ def main(config: Config) -> None:
     run.restore()
 
     distiller.train()
-    for window in run.steps(data.train, tokenizer.pad_token_id):
+    for window in run.steps(data):
         coefficients = objective.coefficients(run.step, run.counts(window))
         for batch in run.micro_batches(window):
             output = distiller(batch, teacher(batch), coefficients)

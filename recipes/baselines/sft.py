@@ -24,9 +24,7 @@ class Config:
 
 
 PAPER = Config(models=ModelConfig(teacher=None), run=RunConfig(output_dir=Path("runs/sft")))
-DEMO = Config(
-    models=demo.MODELS, data=demo.DATA, run=demo.run_config("runs/sft-demo"), evaluation=demo.EVALUATION
-)
+DEMO = Config(models=demo.MODELS, data=demo.DATA, run=demo.run_config("runs/sft-demo"), evaluation=demo.EVALUATION)
 
 
 def main(config: Config) -> None:
@@ -34,7 +32,7 @@ def main(config: Config) -> None:
     with run.main_first():
         tokenizer = load_shared_tokenizer(config.models)
         student = load_student(config.models)
-        teacher_model = load_teacher(config.models, run.teacher_dtype).to(run.fabric.device) if config.models.teacher else None
+        teacher_model = load_teacher(config.models, run.teacher_dtype, run.device) if config.models.teacher else None
         data = load_data(config.data, tokenizer)
     held_out = HeldOut(teacher_model, tokenizer, data, config.evaluation)
 
@@ -45,7 +43,7 @@ def main(config: Config) -> None:
     run.restore()
 
     distiller.train()
-    for window in run.steps(data.train, tokenizer.pad_token_id):
+    for window in run.steps(data):
         coefficients = objective.coefficients(run.step, run.counts(window))
         for batch in run.micro_batches(window):
             output = distiller(batch, None, coefficients)

@@ -52,7 +52,7 @@ class Config:
 def main(config: Config) -> None:
     if len(set(config.students)) != len(config.students):
         raise SystemExit(f"each checkpoint is one row, got {config.students}: name each once")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = getattr(torch, config.dtype)
     # One tokenizer for all, so that every checkpoint answers the same prompts and is scored on the same tokens.
     tokenizer = load_tokenizer(config.students[0])
@@ -62,7 +62,7 @@ def main(config: Config) -> None:
 
     targets = None
     if config.teacher is not None:  # its hidden states and its head stay, its layers make room
-        teacher = load_model(config.teacher, dtype).to(device)
+        teacher = load_model(config.teacher, dtype).to(device)  # type: ignore[arg-type]
         targets = teacher_outputs(teacher, examples, special_ids(tokenizer)[1], config.batch_size)
         del teacher
 
@@ -74,7 +74,7 @@ def main(config: Config) -> None:
         task = progress.add_task("", total=len(config.students) * len(seeds) * len(examples))
         for name in config.students:
             progress.update(task, description=name)
-            student = load_model(name, dtype).to(device)
+            student = load_model(name, dtype).to(device)  # type: ignore[arg-type]
             evaluations[name] = evaluate(
                 student, targets, tokenizer, examples, sampling, batch_size=config.batch_size, seeds=seeds,
                 on_progress=lambda prompts: progress.advance(task, prompts),
