@@ -57,7 +57,8 @@ def token_losses(
     """Weighted sum of token terms, ready for backward, and each term's losses.
 
     Returns `sum_k c_k sum_n loss_kn`, a scalar whose gradient with respect to `hidden_NH`, the head's weight and bias
-    is already formed (a frozen head's is skipped), and `{term.name: losses [N]}`, detached; both in fp32 (fp64 from an fp64 head).
+    is already formed (a frozen head's is skipped), and `{term.name: losses [N]}`, detached; both in fp32 (fp64 from an
+    fp64 head).
     Terms whose
     coefficient is 0 are not computed. Heads of different padded width over the same tokenizer are cut to the shared
     vocabulary. Raises ValueError where rows and labels differ in number or a term lacks its teacher.
@@ -96,7 +97,7 @@ def token_values(
     losses = [labels_N.new_empty(len(labels_N), dtype=sum_dtype) for _ in terms]
     for start in range(0, len(labels_N), chunk_rows):
         rows = slice(start, start + chunk_rows)
-        student_log_probs_NV = head.logits(hidden_NH[rows], vocab_size).log_softmax(-1)
+        student_log_probs_NV, _ = _log_probs_(head.logits(hidden_NH[rows], vocab_size))
         chunk = TokenChunk(student_log_probs_NV, _teacher_log_probs(teacher, rows, vocab_size), labels_N[rows])
         for term, losses_N in zip(terms, losses, strict=True):
             losses_N[rows] = term.chunk_losses(chunk)
@@ -127,8 +128,13 @@ def _check(
 def _teacher_log_probs(teacher: TeacherOutput | None, rows: slice, vocab_size: int) -> Tensor | None:
     if teacher is None:
         return None
-    logits_NV = teacher.head.logits(teacher.hidden_NH[rows], vocab_size)
-    return logits_NV.sub_(logits_NV.logsumexp(-1, keepdim=True))
+    return _log_probs_(teacher.head.logits(teacher.hidden_NH[rows], vocab_size))[0]
+
+
+def _log_probs_(logits_NV: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits to log-probabilities in place, and the log-sum-exp `[N, 1]`; one way for both models, so that equal ones agree."""
+    log_normalizer_N1 = logits_NV.logsumexp(-1, keepdim=True)
+    return logits_NV.sub_(log_normalizer_N1), log_normalizer_N1
 
 
 class _FusedTokenLosses(torch.autograd.Function):
@@ -153,13 +159,9 @@ class _FusedTokenLosses(torch.autograd.Function):
         for start in range(0, len(hidden_NH), spec.chunk_rows):
             rows = slice(start, start + spec.chunk_rows)
             chunk_NH = hidden_NH[rows].to(weight_VH.dtype)
-            logits_NV = head.logits(chunk_NH, spec.vocab_size)
-            log_normalizer_N1 = logits_NV.logsumexp(-1, keepdim=True)
-            chunk = TokenChunk(
-                logits_NV.sub_(log_normalizer_N1),
-                _teacher_log_probs(spec.teacher, rows, spec.vocab_size),
-                spec.labels_N[rows],
-            )
+            log_probs_NV, log_normalizer_N1 = _log_probs_(head.logits(chunk_NH, spec.vocab_size))
+            teacher_log_probs_NV = _teacher_log_probs(spec.teacher, rows, spec.vocab_size)
+            chunk = TokenChunk(log_probs_NV, teacher_log_probs_NV, spec.labels_N[rows])
             total_NV: Tensor | None = None
             for term, losses_N in zip(spec.terms, losses, strict=True):
                 losses_N[rows], gradient_NV = term.losses_and_gradient(chunk)
@@ -169,9 +171,9 @@ class _FusedTokenLosses(torch.autograd.Function):
                 )
                 del gradient_NV
             if total_NV is None:
-                total_NV = torch.zeros_like(logits_NV)
+                total_NV = torch.zeros_like(log_probs_NV)
             if spec.softcap is not None:  # d softcap(z)/dz = 1 - tanh(z / cap)^2
-                total_NV *= 1 - ((logits_NV + log_normalizer_N1) / spec.softcap).square()
+                total_NV *= 1 - ((log_probs_NV + log_normalizer_N1) / spec.softcap).square()
             if spec.scale != 1.0:
                 total_NV *= spec.scale
             if bias_gradient is not None:

@@ -126,6 +126,17 @@ def test_upstream_gradient_scales_and_reordering_rows_changes_nothing():
     torch.testing.assert_close(torch.autograd.grad(loss2, head.weight)[0], once[1])
 
 
+def test_a_student_that_is_its_teacher_has_no_divergence_at_all_and_no_gradient():
+    hidden, head, labels, _ = inputs(dtype=torch.float32, rows=200)
+    teacher, terms = TeacherOutput(hidden.detach().clone(), Head(head.weight.detach().clone())), TERMS[1:]
+    loss, losses = token_losses(hidden, head, labels, terms, COEFFICIENTS, teacher, chunk_rows=64)
+    assert all(torch.count_nonzero(values) == 0 for values in losses.values())
+    assert all(
+        torch.count_nonzero(values) == 0 for values in token_values(hidden, head, labels, terms, teacher).values()
+    )
+    assert all(torch.count_nonzero(gradient) == 0 for gradient in torch.autograd.grad(loss, [hidden, head.weight]))
+
+
 def test_a_frozen_head_gets_no_gradient_and_hidden_states_the_same_one():
     hidden, head, labels, teacher = inputs()
     (expected,) = torch.autograd.grad(token_losses(hidden, head, labels, TERMS, COEFFICIENTS, teacher)[0], hidden)
