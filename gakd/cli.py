@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -16,6 +17,7 @@ def parse(paper: Config, demo: Config, description: str | None, arguments: Seque
 
     Groups of flags are flat: `--steps`, not `--run.steps`.
     """
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     named = any(argument == "--student" or argument.startswith("--student=") for argument in arguments)
     return tyro.cli(

@@ -10,6 +10,19 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+# A live line has room for what tells how training goes; the CSV holds everything.
+_SHORT = {
+    "cross_entropy": "CE",
+    "forward_kl": "FKL",
+    "reverse_kl": "RKL",
+    "jensen_shannon": "JSD",
+    "adversarial": "adv",
+    "discriminator": "D",
+    "discriminator_accuracy": "D acc",
+    "gradient_norm": "grad",
+}
+_NOT_SHOWN = {"discriminator_penalty", "discriminator_margin"}
+
 
 class MetricsLog:
     """A wide CSV, a row a step and one more where the step was evaluated; late columns are added to the header.
@@ -91,10 +104,13 @@ class ProgressView:
         self.pace.advance(tokens)
         if not self.shown:
             return
-        left = self.pace.seconds_left(step)
-        speed = f"{self.pace.tokens_per_second():,.0f} tok/s" if self.pace.steps > 1 else "warming up"
-        text = " ".join(f"{_short(name)} {value:.3g}" for name, value in values.items())
-        text = f"{text} | {speed}, {int(left // 60)}:{int(left % 60):02d} left"
+        pace = "warming up"
+        if self.pace.steps > 1:
+            left = int(self.pace.seconds_left(step))
+            pace = f"{self.pace.tokens_per_second():,.0f} tok/s, {left // 60}:{left % 60:02d} left"
+        shown = {name: value for name, value in values.items() if name not in _NOT_SHOWN}
+        text = " ".join(f"{_SHORT.get(name, name)} {value:.3g}" for name, value in shown.items())
+        text = f"{text} | {pace}"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=text)
         elif time.perf_counter() - self._last_line > self.every or step == self.total:
@@ -109,8 +125,3 @@ class ProgressView:
     def close(self) -> None:
         if self._bar is not None:
             self._bar.stop()
-
-
-def _short(name: str) -> str:
-    return {"cross_entropy": "CE", "forward_kl": "FKL", "reverse_kl": "RKL", "jensen_shannon": "JSD", "adversarial": "adv",
-            "discriminator_accuracy": "D acc", "gradient_norm": "grad"}.get(name, name)  # fmt: skip

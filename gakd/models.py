@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from gakd.cache import cache_dir
 from gakd.export import write_folder
@@ -109,6 +110,7 @@ def load_model(name: str, dtype: torch.dtype = torch.float32, layers: Sequence[i
 
 
 def _load(loader: Any, name: str, **options: Any) -> Any:
+    transformers_logging.disable_progress_bar()  # a bar a shard, in the middle of a run's own output
     try:
         return loader(resolve(name), **options)
     except (OSError, ValueError) as error:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gakd import checkpoint
+from gakd.adversarial import GameWatch
 from gakd.data import Data, Windows, collate, split_window
 from gakd.logs import MetricsLog, ProgressView
 from gakd.objective import Counts, Objective
@@ -94,6 +95,7 @@ class Run:
         self._optimizers: dict[str, Optimizer] = {}
         self._sums: dict[str, Tensor] = {}
         self._counts = Counts(0, 0)
+        self._game = GameWatch()
         self._notes: dict[str, float] = {}
         claim(self.fabric, self.folder, recipe_config, config.resume)
 
@@ -170,7 +172,7 @@ class Run:
         try:
             while self.step < self.total:
                 groups = split_window(
-                    windows[self.step],
+                    windows.at(self.step),
                     lengths,
                     config.micro_batch_size,
                     self.fabric.global_rank,
@@ -184,8 +186,10 @@ class Run:
 
     def counts(self, window: Sequence[Batch]) -> Counts:
         """Supervised tokens and sequences of the whole optimizer step, over all ranks."""
-        own = torch.stack([torch.stack([batch.mask.sum(), batch.mask.any(1).sum()]) for batch in window]).sum(0)
-        tokens, sequences = self._over_ranks(own).tolist()
+        own = torch.tensor([0, 0, 0], device=self.device)
+        for batch in window:
+            own += torch.stack([batch.mask.sum(), batch.mask.any(1).sum(), batch.attention_mask.sum()])
+        tokens, sequences, self._tokens_read = self._over_ranks(own).tolist()
         self._counts = Counts(tokens, sequences, self.fabric.world_size)
         return self._counts
 
@@ -235,7 +239,9 @@ class Run:
         sums = {name: float(self._over_ranks(total)) for name, total in self._sums.items()}
         means = objective.means(sums, self._counts)
         self.step += 1
-        self._view.update(self.step, self._counts.tokens, means | {"gradient_norm": self._notes["gradient_norm"]})
+        self._view.update(self.step, self._tokens_read, means | {"gradient_norm": self._notes["gradient_norm"]})
+        if "discriminator_accuracy" in means and (warning := self._game.observe(means["discriminator_accuracy"])):
+            self._view.say(f"warning: {warning}")
         if self.is_main:
             row = (
                 means
@@ -253,9 +259,6 @@ class Run:
         every = self.config.evaluate_every
         if self.is_main and every and (self.step % every == 0 or self.step == self.total):
             self._log.append(self.step, {f"valid/{name}": value for name, value in compute().items()})
-
-    def say(self, text: str) -> None:
-        self._view.say(text)
 
     def save(self) -> None:
         checkpoint.save(

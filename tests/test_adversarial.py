@@ -18,7 +18,7 @@ from gakd import (
     TeacherOutput,
     TransformerDiscriminator,
 )
-from gakd.adversarial import pack, pack_mask
+from gakd.adversarial import GameWatch, pack, pack_mask
 from gakd.objective import Coefficients
 from gakd.types import StudentRows
 
@@ -248,6 +248,15 @@ def test_the_discriminator_learns_to_tell_them_apart():
         optimizer.step()
         optimizer.zero_grad()
     assert margins[-1] > margins[0] + 0.5
+
+
+def test_a_lost_game_is_noticed_once_with_what_to_change():
+    watch = GameWatch(patience=3)
+    said = [watch.observe(accuracy) for accuracy in (1.0, 1.0, 0.9, 1.0, 1.0, 1.0, 1.0, 0.5, 0.5, 0.5, 0.7)]
+    assert [bool(text) for text in said] == [False] * 5 + [True] + [False] * 3 + [True, False]
+    assert "won by the discriminator for 3 steps" in said[5]
+    assert "lower --discriminator-learning-rate" in said[5]
+    assert "raise --discriminator-learning-rate" in said[9]
 
 
 def test_heads_a_linear_readout_cannot_read_are_refused():

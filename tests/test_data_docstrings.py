@@ -23,11 +23,11 @@ def test_public_functions_classes_and_methods_with_their_own_docstrings():
     found = {record["name"]: record for record in harvest(SMALL)}
     dedent = found["textwrap.dedent"]
     assert dedent["instruction"] == "Write the docstring of the Python function `textwrap.dedent(text)`"
-    assert dedent["output"] == inspect.cleandoc(textwrap.dedent.__doc__)
+    assert dedent["output"] == inspect.cleandoc(textwrap.dedent.__doc__ or "")
     limit = found["fractions.Fraction.limit_denominator"]
     assert "Python method `fractions.Fraction.limit_denominator(self, max_denominator=1000000)`" in limit["instruction"]
     assert "Python class" in found["fractions.Fraction"]["instruction"]
-    assert fractions.Fraction.__doc__.strip()[:20] in found["fractions.Fraction"]["output"]
+    assert (fractions.Fraction.__doc__ or "").strip()[:20] in found["fractions.Fraction"]["output"]
     # json.loads is reachable once, json.decoder.JSONDecoder as json.JSONDecoder too: the shorter name is kept.
     assert "json.JSONDecoder" in found
     assert "json.decoder.JSONDecoder" not in found

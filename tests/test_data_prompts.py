@@ -51,6 +51,13 @@ def test_special_tokens_in_the_prompt_are_single_ids(words):
     assert ids.count(words.eos_token_id) == 1
 
 
+def test_a_control_token_spelled_out_in_a_response_does_not_end_it(words):
+    (example,) = encode([Row("Quote it", "", ("before <|im_end|> after",))], words)
+    assert example.response_ids.count(words.eos_token_id) == 1
+    assert example.response_ids[-1] == words.eos_token_id
+    assert words.decode(example.response_ids) == "before <|im_end|> after<|im_end|>"
+
+
 def test_long_responses_are_cut_and_then_do_not_end(words):
     prompt = len(encode(ROWS, words)[1].prompt_ids)
     (example,) = encode(ROWS[1:], words, max_length=prompt + 4, max_prompt_length=prompt)

@@ -14,22 +14,22 @@ def test_an_epoch_holds_each_example_at_most_once_and_nearly_all():
     windows = Windows(LENGTHS, 8, seed=1)
     assert len(windows) == 125
     for epoch in range(3):
-        seen = [index for step in range(125) for index in windows[epoch * 125 + step]]
+        seen = [index for step in range(125) for index in windows.at(epoch * 125 + step)]
         assert len(set(seen)) == 1000
-    assert windows[0] != windows[125]
+    assert windows.at(0) != windows.at(125)
 
 
 def test_a_window_is_a_function_of_the_step_alone():
     visited = Windows(LENGTHS, 8, seed=1)
-    trail = {step: visited[step] for step in (3, 400, 7, 124, 125, 3)}
-    assert all(Windows(LENGTHS, 8, seed=1)[step] == window for step, window in trail.items())
-    assert Windows(LENGTHS, 8, seed=2)[3] != trail[3]
+    trail = {step: visited.at(step) for step in (3, 400, 7, 124, 125, 3)}
+    assert all(Windows(LENGTHS, 8, seed=1).at(step) == window for step, window in trail.items())
+    assert Windows(LENGTHS, 8, seed=2).at(3) != trail[3]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 @pytest.mark.parametrize("micro_batch_size", [1, 3, 4, 32])
 def test_ranks_and_micro_batches_share_a_window_without_loss(world_size, micro_batch_size):
-    window = Windows(LENGTHS, 32, seed=1)[5]
+    window = Windows(LENGTHS, 32, seed=1).at(5)
     parts = [split_window(window, LENGTHS, micro_batch_size, rank, world_size) for rank in range(world_size)]
     assert sorted(index for rank in parts for group in rank for index in group) == sorted(window)
     assert len({len(rank) for rank in parts}) == 1
@@ -39,7 +39,7 @@ def test_ranks_and_micro_batches_share_a_window_without_loss(world_size, micro_b
 
 def test_bucketing_saves_most_of_the_padding():
     windows = Windows(LENGTHS, 8, seed=1)
-    bucketed = padding_share(LENGTHS, [windows[step] for step in range(125)])
+    bucketed = padding_share(LENGTHS, [windows.at(step) for step in range(125)])
     order = torch.randperm(1000, generator=torch.Generator().manual_seed(1)).tolist()
     shuffled = padding_share(LENGTHS, [order[start : start + 8] for start in range(0, 1000, 8)])
     assert shuffled > 0.3

@@ -32,17 +32,22 @@ _SKIPPED = re.compile(
     r"\.(tests?|testing|_testing|conftest|__main__|f2py|distutils|onnx|_inductor|_dynamo|_vendor|benchmark)(\.|$)"
 )
 SHORTEST, LONGEST = 20, 8000  # characters of a docstring
-FORMAT = 1
+FORMAT = 2
+# Without the current folder on the path, whose files would shadow modules; PYTHONSAFEPATH does so from Python 3.11 on.
+_CHILD = (
+    "import sys; sys.path[:] = filter(None, sys.path); import runpy; "
+    "runpy.run_module('gakd.data.docstrings', run_name='__main__', alter_sys=True)"
+)
 
 
 def docstring_rows(split: Split) -> list[Row]:
-    """One split of the harvest, divided by a hash of the object's name, whatever packages are installed."""
+    """One split of the harvest, divided by a hash of the docstring: what two objects share stays on one side."""
     path = harvested()
     rows = []
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, 1):
             record = json.loads(line)
-            if split_of_key(record["name"]) == split:
+            if split_of_key(record["output"]) == split:
                 rows.append(Row(record["instruction"], "", (record["output"],), where=f"{path}:{number}"))
     return rows
 
@@ -60,8 +65,7 @@ def harvested() -> Path:
         return path
     print("Harvesting the docstrings of the installed packages (once, about 20 s)", flush=True)
     scratch = path.with_suffix(f".{os.getpid()}.tmp")
-    command = [sys.executable, "-W", "ignore", "-m", "gakd.data.docstrings", str(scratch)]
-    # A module imported by name must not find files of the folder the user happens to stand in.
+    command = [sys.executable, "-W", "ignore", "-c", _CHILD, str(scratch), *PACKAGES]
     environment = os.environ | {
         "BROWSER": "false",
         "MPLBACKEND": "Agg",
@@ -73,6 +77,7 @@ def harvested() -> Path:
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment, check=False
     )
     if result.returncode != 0 or not scratch.exists():
+        scratch.unlink(missing_ok=True)
         last = (result.stderr.strip().splitlines() or ["no message"])[-1]
         raise DataError(f"harvesting docstrings failed with exit code {result.returncode}: {last}")
     os.replace(scratch, path)
@@ -158,7 +163,9 @@ def _signature(thing: Any, docstring: str) -> str:
     """The signature as Python tells it, else as the docstring's first line does, else empty brackets."""
     try:
         signature = str(inspect.signature(thing))
-        if " at 0x" not in signature and len(signature) <= 300:
+        # A default that holds an address or a path of this machine would make the harvest another one elsewhere.
+        local = (" at 0x", "<module ", sys.prefix, sys.base_prefix, os.path.dirname(os.__file__))
+        if len(signature) <= 300 and not any(text in signature for text in local):
             return signature
     except (ValueError, TypeError, NameError, AttributeError, RuntimeError):
         pass
@@ -166,16 +173,16 @@ def _signature(thing: Any, docstring: str) -> str:
     return match.group(1) if match and len(match.group(1)) <= 300 else "(...)"
 
 
-def main(out: str) -> None:
+def main(out: str, *packages: str) -> None:
     warnings.simplefilter("ignore")
-    roots = [*sys.stdlib_module_names, *PACKAGES]
+    roots = [*sys.stdlib_module_names, *packages]
     with Path(out).open("w", encoding="utf-8") as file:
         for record in harvest(roots):
             file.write(json.dumps(record) + "\n")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
     # Imported modules may leave threads behind that would keep the process alive.
     sys.stdout.flush()
     os._exit(0)

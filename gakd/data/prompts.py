@@ -6,13 +6,14 @@ import warnings
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from gakd.data.rows import DataError, Row
 
 Template = Literal["chat", "alpaca"]
 
-# The text of MiniLLM and of GAKD's release.
+# MiniLLM's text, which the paper's release takes over.
 ALPACA = (
     "Below is an instruction that describes a task{paired}. "
     "Write a response that appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n{input}### Response:\n"
@@ -49,12 +50,19 @@ def encode(
         raise DataError(
             f"max_prompt_length {max_prompt_length} leaves no room for a response in max_length {max_length}"
         )
+    if tokenizer.eos_token_id is None:
+        raise DataError("this tokenizer has no end-of-text token, so no response would end: set its eos_token")
     if not rows:
         return []
+    for row in rows:
+        if not row.responses:
+            raise DataError(f"{row.where or row.instruction[:40]!r}: the row has no response; give it one")
     prompts = [render(row, tokenizer, template) for row in rows]
     # A chat template writes its own special tokens; the Alpaca text takes those the tokenizer begins a text with.
     prompt_ids = tokenizer(prompts, add_special_tokens=template == "alpaca", verbose=False)["input_ids"]
-    response_ids = tokenizer([row.responses[0] for row in rows], add_special_tokens=False, verbose=False)["input_ids"]
+    # A control token spelled out in a response is text there: it must not end the response in its middle.
+    responses = [row.responses[0] for row in rows]
+    response_ids = tokenizer(responses, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
     examples = []
     for row, prompt, response in zip(rows, prompt_ids, response_ids, strict=True):
         if template == "alpaca" and prompt and prompt[-1] == tokenizer.eos_token_id:
@@ -84,6 +92,11 @@ def render(row: Row, tokenizer: PreTrainedTokenizerBase, template: Template = "c
         raise DataError("this tokenizer has no chat template: use --template alpaca, or an instruction-tuned model")
     content = f"{row.instruction}\n\n{row.input}" if row.input else row.instruction
     messages = [*row.history, {"role": "user", "content": content}]
-    return str(
-        tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
-    )
+    try:
+        return str(
+            tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+        )
+    except TemplateError as error:  # templates refuse, say, system prompts or two user messages in a row
+        raise DataError(
+            f"{row.where or row.instruction[:40]!r}: the chat template refuses this conversation ({error}); change its roles"
+        ) from error

@@ -25,13 +25,13 @@ class _HubSet(NamedTuple):
     leading_valid: int = 0
 
 
-# The sets of MiniLLM, which the paper trains and evaluates on; the last two are kept in files by reference length.
+# The sets of MiniLLM, which the paper trains and evaluates on; of the last two, both score the references above 10 words.
 _SHORT_NAMES = {
     "dolly": _HubSet("MiniLLM/dolly", train=("raw.jsonl",), test=("valid.jsonl",), leading_valid=1000),
     "self-inst": _HubSet("MiniLLM/self-inst", test=("valid.jsonl",)),
     "vicuna": _HubSet("MiniLLM/Vicuna", test=("valid.jsonl",)),
-    "sinst": _HubSet("MiniLLM/sinst", test=tuple(f"{bucket}/valid.jsonl" for bucket in ("0_2", "3_6", "6_10", "11_"))),
-    "uinst": _HubSet("MiniLLM/uinst", test=tuple(f"{bucket}/valid.jsonl" for bucket in ("0_2", "3_5", "6_10", "11_"))),
+    "sinst": _HubSet("MiniLLM/sinst", test=("11_/valid.jsonl",)),
+    "uinst": _HubSet("MiniLLM/uinst", test=("11_/valid.jsonl",)),
 }
 _FILE_NAMES: dict[Split, tuple[str, ...]] = {
     "train": ("train",), "valid": ("valid", "validation", "dev"), "test": ("test", "eval")
@@ -42,11 +42,12 @@ def load_rows(dataset: str, split: Split, skip_bad_rows: bool = False, whole: bo
     """The rows of one split.
 
     `dataset` is "docstrings"; a .jsonl or .json file; a folder of train.jsonl, valid.jsonl and test.jsonl; one of dolly,
-    self-inst, vicuna, sinst, uinst; or a hub id owner/name. A single file, and a hub set without the split, are divided by
-    a hash of the prompt (`split_of`); `whole` takes a single file undivided. A bad row is a DataError that names
+    self-inst, vicuna, sinst, uinst; or a hub id owner/name, or owner/name:config. A single file, and a hub set of one
+    split, are divided by a hash of the prompt (`split_of`); a hub set that lacks valid or test has them taken out of its
+    training rows by the same hash. `whole` takes a single file undivided. A bad row is a DataError that names
     file and line; with `skip_bad_rows` bad rows are counted and reported as a warning. A split without rows is a DataError.
     """
-    path = Path(dataset).expanduser()
+    path = _path(dataset)
     if dataset == "docstrings":
         from gakd.data.docstrings import docstring_rows
 
@@ -71,6 +72,15 @@ def load_rows(dataset: str, split: Split, skip_bad_rows: bool = False, whole: bo
             f"{dataset} has no rows for the split {split!r}: give a larger file, or a folder with {split}.jsonl"
         )
     return rows
+
+
+def _path(dataset: str) -> Path:
+    try:
+        path = Path(dataset).expanduser()
+        path.exists()  # asks the file system, which may refuse the name itself
+    except (OSError, RuntimeError, ValueError) as error:
+        raise DataError(f"{dataset[:60]!r} is no usable path: {error.args[-1]}; give a file or a folder") from None
+    return path
 
 
 def split_of(row: Row) -> Split:
@@ -106,7 +116,7 @@ def _lines(path: Path) -> Iterator[tuple[str, Any]]:
                     where,
                     DataError(f"{where}: not UTF-8 ({error.reason} at byte {error.start}); save the file as UTF-8"),
                 )
-            except (json.JSONDecodeError, RecursionError) as error:
+            except (ValueError, RecursionError) as error:  # ValueError alone for integers of thousands of digits
                 yield where, DataError(f"{where}: not JSON ({error}); expected one JSON object a line")
 
 
@@ -147,18 +157,35 @@ def _known_hub_rows(dataset: str, split: Split, skip_bad_rows: bool) -> list[Row
 def _hub_rows(dataset: str, split: Split, skip_bad_rows: bool) -> list[Row]:
     from datasets import get_dataset_split_names
 
-    names = _hub_call(dataset, lambda: get_dataset_split_names(dataset))
-    for name in _FILE_NAMES[split]:
-        if name in names and len(names) > 1:
-            return _checked(_hub_records(dataset, name, ()), skip_bad_rows, dataset)
-    rows = _checked(_hub_records(dataset, "train" if "train" in names else names[0], ()), skip_bad_rows, dataset)
-    return [row for row in rows if split_of(row) == split]
+    repository, _, config = dataset.partition(":")
+    configs = (config,) if config else ()
+    names = _hub_call(
+        dataset, lambda: get_dataset_split_names(repository, config) if config else get_dataset_split_names(repository)
+    )
+    named: dict[Split, str] = {}
+    for wanted, accepted in _FILE_NAMES.items():
+        present = [name for name in accepted if name in names]
+        if present and len(names) > 1:
+            named[wanted] = present[0]
+    if split != "train" and split in named:
+        return _checked(_hub_records(repository, named[split], (), configs), skip_bad_rows, dataset)
+    if named and "train" not in named:
+        raise DataError(f"{dataset} has no {split} split, only {', '.join(names)}: save the rows as {split}.jsonl")
+    rows = _checked(
+        _hub_records(repository, named["train"] if named else names[0], (), configs), skip_bad_rows, dataset
+    )
+    # Rows that stand in for a missing split must leave the training rows, or training would see what it is judged on.
+    return [row for row in rows if ("train" if split_of(row) in named else split_of(row)) == split]
 
 
-def _hub_records(repository: str, split: str, files: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+def _hub_records(
+    repository: str, split: str, files: tuple[str, ...], configs: tuple[str, ...] = ()
+) -> Iterator[tuple[str, Any]]:
     from datasets import load_dataset
 
-    loaded = _hub_call(repository, lambda: load_dataset(repository, data_files=list(files) or None, split=split))
+    loaded = _hub_call(
+        repository, lambda: load_dataset(repository, *configs, data_files=list(files) or None, split=split)
+    )
     for number, record in enumerate(loaded):
         yield f"{repository}[{split}]:{number}", record
 

@@ -33,7 +33,7 @@ class Windows:
         """Windows, that is optimizer steps, per epoch."""
         return len(self.lengths) // self.batch_size
 
-    def __getitem__(self, step: int) -> list[int]:
+    def at(self, step: int) -> list[int]:
         """Indices of the examples of global optimizer step `step`, any number of epochs on."""
         epoch, position = divmod(step, len(self))
         if self._epoch is None or self._epoch[0] != epoch:

