@@ -82,8 +82,10 @@ class Run:
             strategy=config.strategy,
             precision=precision,
         )
-        # torchrun has launched the processes already; launching again would raise under `fabric run` alone.
-        self.fabric.launch()
+        if (
+            os.environ.get("LT_CLI_USED") != "1"
+        ):  # `fabric run` has launched the processes itself, and refuses a second time
+            self.fabric.launch()
         if config.batch_size % self.fabric.world_size:
             raise ValueError(
                 f"--batch-size {config.batch_size} is not a multiple of the {self.fabric.world_size} processes that share it"

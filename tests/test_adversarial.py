@@ -166,14 +166,21 @@ def split(mask: Tensor, rows: Tensor, sequences: slice) -> Tensor:
     return rows[(owner >= sequences.start) & (owner < sequences.stop)]
 
 
-def test_gradients_do_not_depend_on_how_the_step_is_cut_into_micro_batches():
+EVERY = pytest.mark.parametrize(
+    ("discriminator", "readout"),
+    [(name, kind) for name in ("transformer", "mlp") for kind in (LogitReadout, CenteredLogitReadout)],
+)
+
+
+@EVERY
+def test_gradients_do_not_depend_on_how_the_step_is_cut_into_micro_batches(discriminator, readout):
     mask, hidden, head, teacher = material()
-    whole = player()
+    whole = player(discriminator, readout)
     play(whole, mask, hidden, head, teacher).loss.backward()
     whole.flush()
     expected = hidden.grad.clone(), head.weight.grad.clone(), [p.grad for p in whole.parameters()]
     hidden.grad = head.weight.grad = None
-    cut = player()
+    cut = player(discriminator, readout)
     for part in (slice(0, 1), slice(1, 4)):
         own = TeacherOutput(split(mask, teacher.hidden_NH, part), teacher.head)
         play(cut, mask[part], split(mask, hidden, part), head, own).loss.backward()
@@ -184,17 +191,21 @@ def test_gradients_do_not_depend_on_how_the_step_is_cut_into_micro_batches():
         torch.testing.assert_close(parameter.grad, gradient)
 
 
-def test_padding_prompts_and_the_order_of_sequences_change_nothing():
+@EVERY
+def test_padding_prompts_and_the_order_of_sequences_change_nothing(discriminator, readout):
+    def fresh() -> Adversarial:
+        return player(discriminator, readout)
+
     mask, hidden, head, teacher = material()
-    reference = play(player(), mask, hidden, head, teacher)
+    reference = play(fresh(), mask, hidden, head, teacher)
     # A longer prompt in front and padding behind move the rows' positions, not what is read of them.
     padded = torch.cat([torch.zeros(B, 3, dtype=torch.bool), mask, torch.zeros(B, 5, dtype=torch.bool)], 1)
     assert torch.equal(
-        play(player(), padded, hidden, head, teacher).losses["adversarial"], reference.losses["adversarial"]
+        play(fresh(), padded, hidden, head, teacher).losses["adversarial"], reference.losses["adversarial"]
     )
     order = torch.tensor([2, 0, 3, 1])
     rows = torch.cat([(mask.nonzero()[:, 0] == index).nonzero()[:, 0] for index in order])
-    shuffled = play(player(), mask[order], hidden[rows], head, TeacherOutput(teacher.hidden_NH[rows], teacher.head))
+    shuffled = play(fresh(), mask[order], hidden[rows], head, TeacherOutput(teacher.hidden_NH[rows], teacher.head))
     for name, values in reference.losses.items():
         torch.testing.assert_close(shuffled.losses[name], values[order])
 

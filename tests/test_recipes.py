@@ -207,6 +207,21 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(materi
     assert json.loads((broken / "after.json").read_text()) == json.loads((straight / "after.json").read_text())
 
 
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_low_precision_trains(precision, material, tmp_path):
+    run_here("gakd", *arguments(material, tmp_path / "run", "--precision", precision, "--steps", "16"))
+    before, after = (
+        json.loads((tmp_path / "run" / f"{name}.json").read_text())["student"] for name in ("before", "after")
+    )
+    assert after["cross_entropy"] < before["cross_entropy"]
+    expected = torch.float32 if precision == "bf16-mixed" else torch.bfloat16
+    assert load_file(tmp_path / "run" / "student" / "model.safetensors")["model.norm.weight"].dtype == expected
+    assert (
+        load_file(tmp_path / "run" / "checkpoints" / "step-16" / "adversarial.safetensors")["readout.weight"].dtype
+        == torch.float32
+    )
+
+
 def test_micro_batches_leave_the_result_alone(material, finished, tmp_path):
     run_here("gakd", *arguments(material, tmp_path / "run", "--micro-batch-size", "3"))
     assert_close(tmp_path / "run", finished, 2e-4)
