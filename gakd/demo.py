@@ -12,7 +12,7 @@ from gakd.training import RunConfig
 MODELS = ModelConfig(
     student="SmolLM2-135M-Instruct", teacher="SmolLM2-135M-Instruct", student_layers=(10,), lora_rank=0
 )
-DATA = DataConfig(dataset="docstrings", max_length=128, max_prompt_length=88)
+DATA = DataConfig(dataset="docstrings", max_length=160, max_prompt_length=88)
 EVALUATION = EvaluationConfig(examples=48, text_examples=32, max_new_tokens=40)
 
 
@@ -20,12 +20,12 @@ def run_config(output_dir: str) -> RunConfig:
     """A budget of minutes, and a learning rate for a student that lost two thirds of its layers."""
     return RunConfig(
         output_dir=Path(output_dir),
-        steps=50,
-        batch_size=8,
-        micro_batch_size=8,
-        learning_rate=1e-3,
-        warmup_steps=5,
-        evaluate_every=10,
-        save_every=30,
+        steps=80,
+        batch_size=4,
+        micro_batch_size=4,
+        learning_rate=7e-4,
+        warmup_steps=80,
+        evaluate_every=20,
+        save_every=40,
         keep_checkpoints=1,
     )

@@ -67,7 +67,7 @@ class Config:
 PAPER = Config(run=RunConfig(output_dir=Path("runs/gakd")))
 DEMO = Config(
     adversarial_weight=0.02,
-    adversarial_start=10,
+    adversarial_start=20,
     adversarial_ramp=20,
     readout_width=64,
     models=demo.MODELS,

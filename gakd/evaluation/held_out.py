@@ -53,7 +53,7 @@ class HeldOut:
     ) -> None:
         self.teacher, self.tokenizer, self.config = teacher, tokenizer, config
         self.pad_token_id = data.pad_token_id
-        self.valid, self.test = data.valid[: config.examples], data.test[: config.examples]
+        self.valid, self.test = (spread(split, config.examples) for split in (data.valid, data.test))
         self._teacher_outputs: dict[str, list[TeacherOutput]] = {}
 
     def validate(self, student: nn.Module) -> dict[str, float]:
@@ -87,6 +87,12 @@ class HeldOut:
             size = self.config.evaluation_batch_size
             self._teacher_outputs[split] = teacher_outputs(self.teacher, examples, self.pad_token_id, size)
         return self._teacher_outputs[split]
+
+
+def spread(examples: Sequence[Example], count: int) -> list[Example]:
+    """At most `count` of the examples, evenly spaced: a file may be sorted, and its beginning then no fair sample."""
+    count = min(count, len(examples))
+    return [examples[index * len(examples) // count] for index in range(count)]
 
 
 def conclude(folder: Path, student: nn.Module, held_out: HeldOut, before: dict[str, Any]) -> None:
