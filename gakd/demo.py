@@ -24,7 +24,7 @@ def run_config(output_dir: str) -> RunConfig:
         batch_size=4,
         micro_batch_size=4,
         learning_rate=7e-4,
-        warmup_steps=80,
+        warmup_steps=4,
         evaluate_every=20,
         save_every=40,
         keep_checkpoints=1,
