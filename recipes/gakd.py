@@ -27,7 +27,7 @@ from gakd import (
     demo,
     ramp,
 )
-from gakd.cli import parse
+from gakd.cli import start
 from gakd.data import DataConfig, load_data
 from gakd.evaluation import EvaluationConfig, HeldOut, conclude
 from gakd.models import ModelConfig, head_of, load_shared_tokenizer, load_student, load_teacher
@@ -130,4 +130,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(PAPER, DEMO, __doc__))
+    start(main, PAPER, DEMO, __doc__)

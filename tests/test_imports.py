@@ -13,6 +13,7 @@ PACKAGE = Path(__file__).parent.parent / "gakd"
 LAYERS = {
     "types": set(),
     "functional": set(),
+    "errors": set(),
     "cache": set(),
     "objective": {"types"},
     "divergences": {"types", "functional", "objective"},
@@ -20,15 +21,15 @@ LAYERS = {
     "discriminators": {"types"},
     "readouts": {"types"},
     "adversarial": {"types", "functional", "objective", "readouts", "discriminators"},
-    "export": {"cache"},
-    "models": {"types", "cache", "export"},
+    "export": set(),
+    "models": {"types", "errors", "cache", "export"},
     "teachers": {"types", "models"},
     "distiller": {"types", "functional", "objective", "divergences", "fused", "adversarial", "models", "readouts"},
-    "data": {"types", "cache", "data"},
+    "data": {"types", "errors", "cache", "data"},
     "evaluation": {"types", "functional", "objective", "divergences", "fused", "models", "export", "data", "evaluation"},
     "logs": set(),
-    "checkpoint": set(),
-    "cli": set(),
+    "checkpoint": {"errors"},
+    "cli": {"errors"},
 }  # fmt: skip
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 

@@ -265,10 +265,25 @@ def test_a_folder_that_holds_another_run_is_refused(material, finished, tmp_path
         run_here("gakd", *arguments(material, finished, "--resume", "--learning-rate", "1e-3"))
 
 
+def test_bad_input_is_one_line_and_no_traceback(material, tmp_path):
+    bad = tmp_path / "train.jsonl"
+    bad.write_text('{"instruction": "a", "output": "b"}\n{"instruction": "a"}\n')
+    for flags, reason in (
+        (("--dataset", str(tmp_path)), "train.jsonl:2: no response in keys ['instruction']"),
+        (("--teacher", "nobody"), "unknown model 'nobody'"),
+    ):
+        result = run_there("gakd", *arguments(material, tmp_path / "run", *flags))
+        assert result.returncode == 2
+        (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+        assert reason in line
+        assert "Traceback" not in result.stderr
+        (tmp_path / "run" / "config.json").unlink()
+
+
 def test_a_batch_that_cannot_be_shared_is_refused(material, tmp_path):
     result = run_there("gakd", *arguments(material, tmp_path / "run", "--devices", "2", "--batch-size", "7"))
     assert result.returncode != 0
-    assert "--batch-size 7 is not a multiple of the 2 processes" in result.stderr
+    assert "error: --batch-size 7 is not a multiple of the 2 processes" in result.stderr
 
 
 def test_defaults_are_the_papers_once_a_student_is_named():

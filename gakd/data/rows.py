@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypedDict
 
+from gakd.errors import InputError
+
 
 class Message(TypedDict):
     role: str
@@ -21,7 +23,7 @@ class Row(NamedTuple):
     where: str = ""  # file:line, for messages
 
 
-class DataError(ValueError):
+class DataError(InputError):
     """Data that cannot be used as it is; one line: where, what was got, what was expected, what to do."""
 
 

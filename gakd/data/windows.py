@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from gakd.errors import InputError
+
 POOL = 16  # windows whose examples are sorted by length together
 
 
@@ -22,7 +24,7 @@ class Windows:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if len(lengths) < batch_size:
-            raise ValueError(
+            raise InputError(
                 f"{len(lengths)} examples do not fill one batch of {batch_size}: give more data or a smaller --batch-size"
             )
         self.lengths = np.asarray(lengths)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gakd import CrossEntropy, Distiller, demo
-from gakd.cli import parse
+from gakd.cli import start
 from gakd.data import DataConfig, load_data
 from gakd.evaluation import EvaluationConfig, HeldOut, conclude
 from gakd.models import ModelConfig, load_shared_tokenizer, load_student, load_teacher
@@ -58,4 +58,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(PAPER, DEMO, __doc__))
+    start(main, PAPER, DEMO, __doc__)
