@@ -73,6 +73,10 @@ class Pace:
             self.tokens += tokens
         self.steps += 1
 
+    def pause(self, seconds: float) -> None:
+        """Leave out time that was not training."""
+        self.started += seconds
+
     def tokens_per_second(self) -> float:
         return self.tokens / max(time.perf_counter() - self.started, 1e-9)
 

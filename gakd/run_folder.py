@@ -24,8 +24,10 @@ def claim(fabric: Fabric, folder: Path, recipe_config: Any, resume: bool) -> Non
     path = folder / "config.json"
     wanted = json.loads(json.dumps(dataclasses.asdict(recipe_config), default=str))
     error = None
-    if fabric.is_global_zero and path.exists():
-        changed = _differences(json.loads(path.read_text()), wanted)
+    # A run that was refused before its first result has left a configuration and nothing to lose.
+    begun = any((folder / name).exists() for name in ("before.json", "metrics.csv", "checkpoints"))
+    if fabric.is_global_zero and begun:
+        changed = _differences(json.loads(path.read_text()) if path.exists() else {}, wanted)
         if not resume:
             error = f"{folder} holds another run: add --resume to continue it, or give another --output-dir"
         elif changed:
@@ -33,7 +35,7 @@ def claim(fabric: Fabric, folder: Path, recipe_config: Any, resume: bool) -> Non
     error = fabric.broadcast(error)
     if error:
         raise InputError(error)
-    if fabric.is_global_zero and not path.exists():
+    if fabric.is_global_zero and not begun:
         folder.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(wanted, indent=2))
     fabric.barrier()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
@@ -21,52 +21,11 @@ from gakd.data import Data, Windows, collate, split_window
 from gakd.errors import InputError
 from gakd.logs import MetricsLog, ProgressView
 from gakd.objective import Counts, Objective
+from gakd.run_config import RunConfig
 from gakd.run_folder import claim
 from gakd.types import Batch
 
-
-@dataclass
-class RunConfig:
-    """How long, how fast, where. The paper's values, where it gives them, are in brackets."""
-
-    output_dir: Path = Path("runs/latest")
-    """Folder for config, metrics, checkpoints, plot and the exported student; refused if it holds another run."""
-    resume: bool = False
-    """Continue the run in --output-dir from its newest checkpoint, bit for bit; starts it if there is none."""
-    seed: int = 42
-    """Seed of initialisation, data order and dropout. [42]"""
-    steps: int | None = None
-    """Optimizer steps; overrides --epochs."""
-    epochs: int = 20
-    """Passes over the training set. [20 for 0.6B, 10 for 1.7B and 4B]"""
-    batch_size: int = 32
-    """Sequences per optimizer step, over all devices. [32]"""
-    micro_batch_size: int = 4
-    """Sequences per forward on one device: memory and speed only, the gradient does not depend on it. [4; 2 for 4B]"""
-    learning_rate: float = 5e-5
-    """Peak learning rate of AdamW. [5e-5 for 0.6B, 5e-6 for 1.7B, 1e-5 for 4B]"""
-    min_learning_rate: float = 1e-7
-    """End of the cosine schedule. [1e-7]"""
-    warmup_steps: int = 0
-    """Steps of linear warm-up. [0]"""
-    weight_decay: float = 0.01
-    """AdamW's weight decay. [0.01]"""
-    clip: float = 1.0
-    """Largest gradient norm of the student. [1]"""
-    evaluate_every: int = 200
-    """Steps between evaluations on the validation split; 0 for none."""
-    save_every: int = 200
-    """Steps between checkpoints; 0 for one at the end only."""
-    keep_checkpoints: int = 2
-    """Newest checkpoints that are kept."""
-    devices: int = 1
-    """Processes per node, one a device."""
-    num_nodes: int = 1
-    """Nodes, under torchrun or SLURM."""
-    strategy: Literal["auto", "ddp"] = "auto"
-    """How the student is spread over devices."""
-    precision: Literal["auto", "32-true", "bf16-mixed", "bf16-true"] = "auto"
-    """auto: bf16-mixed on a GPU, 32-true on a CPU."""
+__all__ = ["Run", "RunConfig"]
 
 
 class Run:
@@ -246,11 +205,9 @@ class Run:
         if "discriminator_accuracy" in means and (warning := self._game.observe(means["discriminator_accuracy"])):
             self._view.say(f"warning: {warning}")
         if self.is_main:
-            row = (
-                means
-                | self._notes
-                | {"tokens": self._counts.tokens, "tokens_per_second": self._view.pace.tokens_per_second()}
-            )
+            row = means | self._notes | {"tokens": self._counts.tokens}
+            if self._view.pace.steps > 1:
+                row["tokens_per_second"] = self._view.pace.tokens_per_second()
             self._log.append(self.step, row)
         self._sums, self._notes = {}, {}
         last = self.step == self.total
@@ -261,7 +218,9 @@ class Run:
         """When it is time, `compute` on rank 0, logged as `valid/...` columns; it may use no collective."""
         every = self.config.evaluate_every
         if self.is_main and every and (self.step % every == 0 or self.step == self.total):
+            started = time.perf_counter()
             self._log.append(self.step, {f"valid/{name}": value for name, value in compute().items()})
+            self._view.pace.pause(time.perf_counter() - started)
 
     def save(self) -> None:
         checkpoint.save(

@@ -1,7 +1,9 @@
 """GAKD: cross entropy + token-level reverse KL + a sequence-level relativistic game against a discriminator.
 
 Without --student: SmolLM2-135M-Instruct into its own every third layer, on docstrings, minutes on two CPU cores.
+
 The paper's setting: python recipes/gakd.py --student Qwen3-0.6B --teacher Qwen3-8B --dataset dolly
+
 In --help, [brackets] hold the paper's values. Without --student, the defaults shown are those of the demo.
 """
 
@@ -69,6 +71,9 @@ DEMO = Config(
     adversarial_weight=0.02,
     adversarial_start=20,
     adversarial_ramp=20,
+    r1=100.0,
+    r2=100.0,
+    discriminator_learning_rate=5e-5,
     readout_width=64,
     models=demo.MODELS,
     data=demo.DATA,

@@ -14,6 +14,7 @@ LAYERS = {
     "types": set(),
     "functional": set(),
     "errors": set(),
+    "run_config": set(),
     "cache": set(),
     "objective": {"types"},
     "divergences": {"types", "functional", "objective"},

@@ -29,12 +29,12 @@ class _Panel(NamedTuple):
 _PANELS = (
     _Panel("Objective", "weighted sum", ("loss",)),
     _Panel("Cross-entropy", "nats / token", ("cross_entropy",)),
-    _Panel("Divergence to the teacher", "nats / token", ("forward_kl", "reverse_kl")),
+    _Panel("Divergence to the teacher", "nats / token", ("forward_kl", "reverse_kl", "jensen_shannon")),
     _Panel("ROUGE-L", "%", ("rouge_l",)),
     _Panel("Exact match", "%", ("exact_match",)),
     _Panel("Response length", "tokens", ("response_length",)),
     _Panel("Finished responses", "share", ("finished",), limits=(-0.03, 1.03)),
-    _Panel("Adversarial loss of the student", "per sequence", ("adversarial",)),
+    _Panel("Losses of the game", "per sequence", ("adversarial", "discriminator")),
     _Panel(
         "Discriminator accuracy", "share", ("discriminator_accuracy",), line=(0.5, "guessing"), limits=(-0.03, 1.03)
     ),
@@ -47,6 +47,9 @@ _PANELS = (
 _LABELS = {
     "forward_kl": "KL(teacher‖student)",
     "reverse_kl": "KL(student‖teacher)",
+    "jensen_shannon": "Jensen-Shannon",
+    "adversarial": "student",
+    "discriminator": "discriminator",
     "gradient_norm": "student",
     "discriminator_gradient_norm": "discriminator",
 }

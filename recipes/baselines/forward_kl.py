@@ -1,6 +1,7 @@
 """Forward KL: cross entropy + KL(teacher‖student) per token, classical distillation (Hinton et al., arXiv 1503.02531).
 
 Without --student: the demo, SmolLM2-135M-Instruct into its own every third layer, minutes on two CPU cores.
+
 In --help, [brackets] hold the paper's values. Without --student, the defaults shown are those of the demo.
 """
 

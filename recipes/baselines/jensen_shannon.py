@@ -1,6 +1,7 @@
 """Generalised Jensen-Shannon divergence on the dataset's text: GKD (arXiv 2306.13649) without its on-policy part.
 
 Without --student: the demo, SmolLM2-135M-Instruct into its own every third layer, minutes on two CPU cores.
+
 In --help, [brackets] hold the paper's values. Without --student, the defaults shown are those of the demo.
 """
 

@@ -1,6 +1,7 @@
 """Reverse KL: cross entropy + KL(student‖teacher) per token; GAKD without its adversary.
 
 Without --student: the demo, SmolLM2-135M-Instruct into its own every third layer, minutes on two CPU cores.
+
 In --help, [brackets] hold the paper's values. Without --student, the defaults shown are those of the demo.
 """
 

@@ -1,6 +1,7 @@
 """Supervised fine-tuning: cross entropy with the dataset's response. Makes the student that distillation starts from.
 
 Without --student: the demo, SmolLM2-135M-Instruct into its own every third layer, minutes on two CPU cores.
+
 In --help, [brackets] hold the paper's values. Without --student, the defaults shown are those of the demo.
 """
 

@@ -1,0 +1,51 @@
+"""The flags of a run: how long, how fast, where, on what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass
+class RunConfig:
+    """How long, how fast, where. The paper's values, where it gives them, are in brackets."""
+
+    output_dir: Path = Path("runs/latest")
+    """Folder for config, metrics, checkpoints, plot and the exported student; refused if it holds another run."""
+    resume: bool = False
+    """Continue the run in --output-dir from its newest checkpoint, bit for bit; starts it if there is none."""
+    seed: int = 42
+    """Seed of initialisation, data order and dropout. [42]"""
+    steps: int | None = None
+    """Optimizer steps; overrides --epochs."""
+    epochs: int = 20
+    """Passes over the training set. [20 for 0.6B, 10 for 1.7B and 4B]"""
+    batch_size: int = 32
+    """Sequences per optimizer step, over all devices. [32]"""
+    micro_batch_size: int = 4
+    """Sequences per forward on one device: memory and speed only, the gradient does not depend on it. [4; 2 for 4B]"""
+    learning_rate: float = 5e-5
+    """Peak learning rate of AdamW. [5e-5 for 0.6B, 5e-6 for 1.7B, 1e-5 for 4B]"""
+    min_learning_rate: float = 1e-7
+    """End of the cosine schedule. [1e-7]"""
+    warmup_steps: int = 0
+    """Steps of linear warm-up. [0]"""
+    weight_decay: float = 0.01
+    """AdamW's weight decay. [0.01]"""
+    clip: float = 1.0
+    """Largest gradient norm of the student. [1]"""
+    evaluate_every: int = 200
+    """Steps between evaluations on the validation split; 0 for none."""
+    save_every: int = 200
+    """Steps between checkpoints; 0 for one at the end only."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints that are kept."""
+    devices: int = 1
+    """Processes per node, one a device."""
+    num_nodes: int = 1
+    """Nodes, under torchrun or SLURM."""
+    strategy: Literal["auto", "ddp"] = "auto"
+    """How the student is spread over devices."""
+    precision: Literal["auto", "32-true", "bf16-mixed", "bf16-true"] = "auto"
+    """auto: bf16-mixed on a GPU, 32-true on a CPU."""
