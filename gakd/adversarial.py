@@ -154,7 +154,7 @@ class GameWatch:
         if not verdict or self._steps != self.patience:
             return None
         if accuracy == 1.0:
-            remedy = "lower --discriminator-learning-rate or --discriminator-layers, or raise --r1 and --r2"
+            remedy = "lower --discriminator-learning-rate, or raise --r1 and --r2"
         else:
             remedy = "raise --discriminator-learning-rate, or lower --r1 and --r2"
         return f"the game has been {verdict} for {self.patience} steps: the student learns little from it; {remedy}"

@@ -34,8 +34,9 @@ class MetricsLog:
         self.path = path
         self.rows: list[dict[str, str]] = []
         if path.exists():
-            with path.open(newline="") as file:
-                self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= resume_at]
+            # What follows the last line break is a row that a kill cut short.
+            whole = path.read_text().rpartition("\n")[0].splitlines()
+            self.rows = [row for row in csv.DictReader(whole) if int(row["step"]) <= resume_at]
         self.columns = list(dict.fromkeys(name for row in self.rows for name in row)) or ["step"]
         self._rewrite()
 

@@ -79,17 +79,14 @@ class Run:
         """A context in which rank 0 goes first: for what writes to a shared cache."""
         return self.fabric.rank_zero_first()
 
-    def optimizer(self, module: nn.Module) -> torch.optim.AdamW:
-        """AdamW over the trainable weights; the learning rate is set each step by `learning_rate`."""
-        trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        return torch.optim.AdamW(trainable, lr=self.config.learning_rate, weight_decay=self.config.weight_decay)
-
-    def setup(self, distiller: nn.Module, optimizer: Optimizer) -> Any:
-        """Wrap the distiller for its devices and precision; its optimizer follows the learning-rate schedule."""
-        wrapped, self._student_optimizer = self.fabric.setup(distiller, optimizer)
-        self._wrapped = wrapped
+    def setup(self, distiller: nn.Module) -> Any:
+        """Wrap the distiller for its devices and precision, with AdamW over its trainable weights."""
+        trainable = [parameter for parameter in distiller.parameters() if parameter.requires_grad]
+        config = self.config
+        optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=config.weight_decay)
+        self._wrapped, self._student_optimizer = self.fabric.setup(distiller, optimizer)
         self._modules["student"], self._optimizers["student_optimizer"] = distiller, optimizer
-        return wrapped
+        return self._wrapped
 
     def setup_replicated(self, name: str, module: nn.Module, optimizer: Optimizer) -> None:
         """A module outside the wrapper: same on every rank, fp32, its gradients summed over ranks by `update_replicated`."""

@@ -53,9 +53,7 @@ class Config:
     r2: float = 10.0
     """Gradient penalty on student logits. [10]"""
     readout_width: int = 256
-    """Width R of the discriminator's linear map of the logits. [the width of an LM]"""
-    discriminator_layers: int = 2
-    """Transformer layers of the discriminator. [a 0.6B language model]"""
+    """Width R of the discriminator's linear map of the logits; behind it stands a small Transformer. [a 0.6B LM]"""
     discriminator_learning_rate: float = 2e-4
     """Learning rate of the discriminator's AdamW, betas (0, 0.99). [2e-4]"""
     discriminator_every: Literal["step", "micro"] = "step"
@@ -93,7 +91,7 @@ def main(config: Config) -> None:
 
     vocab_size = min(head_of(student).vocab_size, head_of(teacher_model).vocab_size)
     adversarial = Adversarial(
-        TransformerDiscriminator(config.readout_width, layers=config.discriminator_layers),
+        TransformerDiscriminator(config.readout_width),
         RelativisticGAN(config.r1, config.r2),
         readout=CenteredLogitReadout(vocab_size, config.readout_width),
     )
@@ -103,8 +101,7 @@ def main(config: Config) -> None:
         + ramp(config.adversarial_weight, config.adversarial_start, config.adversarial_ramp) * adversarial
     )
     teacher = LocalTeacher(teacher_model)
-    distiller = Distiller(student, objective)
-    distiller = run.setup(distiller, run.optimizer(distiller))
+    distiller = run.setup(Distiller(student, objective))
     discriminator_optimizer = torch.optim.AdamW(
         adversarial.parameters(), lr=config.discriminator_learning_rate, betas=(0.0, 0.99), weight_decay=0.01
     )

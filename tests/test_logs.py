@@ -30,6 +30,13 @@ def test_columns_may_come_late_and_rows_after_a_resume_are_run_again(tmp_path):
     ]
 
 
+def test_a_row_that_a_kill_cut_short_is_dropped(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,loss\n1,0.5\n12,0.25\n1")
+    MetricsLog(path, resume_at=12)
+    assert [row["step"] for row in read(path)] == ["1", "12"]
+
+
 def test_a_new_run_starts_an_empty_file(tmp_path):
     path = tmp_path / "metrics.csv"
     MetricsLog(path).append(1, {"loss": 1.0})

@@ -47,8 +47,7 @@ def main(config: Config) -> None:
 
     objective = config.cross_entropy_weight * CrossEntropy() + config.jensen_shannon_weight * JensenShannon(config.beta)
     teacher = LocalTeacher(teacher_model)
-    distiller = Distiller(student, objective)
-    distiller = run.setup(distiller, run.optimizer(distiller))
+    distiller = run.setup(Distiller(student, objective))
     before = run.once("before.json", lambda: held_out.scores(student))
     run.restore()
 

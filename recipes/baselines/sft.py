@@ -38,8 +38,7 @@ def main(config: Config) -> None:
     held_out = HeldOut(teacher_model, tokenizer, data, config.evaluation)
 
     objective = 1.0 * CrossEntropy()
-    distiller = Distiller(student, objective)
-    distiller = run.setup(distiller, run.optimizer(distiller))
+    distiller = run.setup(Distiller(student, objective))
     before = run.once("before.json", lambda: held_out.scores(student))
     run.restore()
 
