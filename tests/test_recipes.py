@@ -53,7 +53,7 @@ def material(tmp_path_factory) -> Path:
 
 
 def arguments(material: Path, output: Path, *more: str, recipe: str = "gakd") -> list[str]:
-    teacher = ["--teacher", str(material / "teacher")]
+    teacher = [] if recipe == "sft" else ["--teacher", str(material / "teacher")]  # fine-tuning does without
     own = ["--adversarial-start", "2", "--adversarial-ramp", "2", "--readout-width", "16"] if recipe == "gakd" else []
     return [
         "--student", str(material / "student"), *teacher, "--dataset", str(material / "data"), "--output-dir", str(output),
