@@ -16,6 +16,7 @@ Config = TypeVar("Config")
 
 def start(main: Callable[[Config], None], paper: Config, demo: Config, description: str | None) -> None:
     """Parse the command line and run `main`; bad input ends with its one line and exit status 2."""
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     config = parse(paper, demo, description)
     try:
         main(config)
@@ -29,7 +30,6 @@ def parse(paper: Config, demo: Config, description: str | None, arguments: Seque
 
     Groups of flags are flat: `--steps`, not `--run.steps`.
     """
-    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     named = any(argument == "--student" or argument.startswith("--student=") for argument in arguments)
     return tyro.cli(

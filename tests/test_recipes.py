@@ -188,7 +188,7 @@ def kill_during(command: list[str], output: Path, rows: int) -> None:
     while process.poll() is None and time.monotonic() < deadline:
         if path.exists() and len(path.read_text().splitlines()) > rows:
             process.send_signal(signal.SIGKILL)
-            process.wait()
+            process.communicate()
             return
         time.sleep(0.005)
     pytest.fail(f"the run ended before it could be killed: {process.communicate()[1][-2000:]}")
