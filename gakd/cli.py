@@ -15,9 +15,13 @@ Config = TypeVar("Config")
 
 
 def start(main: Callable[[Config], None], paper: Config, demo: Config, description: str | None) -> None:
-    """Parse the command line and run `main`; bad input ends with its one line and exit status 2."""
+    """A recipe's entry: `parse` the command line, then `run`."""
+    run(main, parse(paper, demo, description))
+
+
+def run(main: Callable[[Config], None], config: Config) -> None:
+    """Run `main`; bad input ends with its one line and exit status 2, and warnings take one line each."""
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
-    config = parse(paper, demo, description)
     try:
         main(config)
     except InputError as error:

@@ -27,7 +27,8 @@ LAYERS = {
     "teachers": {"types", "models"},
     "distiller": {"types", "functional", "objective", "divergences", "fused", "adversarial", "models", "readouts"},
     "data": {"types", "errors", "cache", "data"},
-    "evaluation": {"types", "functional", "objective", "divergences", "fused", "models", "export", "data", "evaluation"},
+    "evaluation": {"types", "errors", "functional", "objective", "divergences", "fused", "models", "export"}
+    | {"data", "evaluation"},
     "logs": set(),
     "checkpoint": {"errors"},
     "cli": {"errors"},

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from gakd.errors import InputError
+
 
 class ResumableRows:
     """Rows in `path`; beside it `path.json` with the settings that made them and how much is done.
@@ -28,7 +30,7 @@ class ResumableRows:
         if self._sidecar.exists():
             self._continue()
         elif self.path.exists():
-            raise ValueError(
+            raise InputError(
                 f"{path} has no {self._sidecar.name} beside it, so something else wrote it: give another path"
             )
         else:
@@ -51,11 +53,11 @@ class ResumableRows:
         before, now = state["settings"], self._settings
         if changed := sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name)):
             differences = "; ".join(f"{name} was {before.get(name)}, is {now.get(name)}" for name in changed)
-            raise ValueError(f"{self.path} was begun with other settings: {differences}. Use the same, or another path")
+            raise InputError(f"{self.path} was begun with other settings: {differences}. Use the same, or another path")
         self.batches, self._bytes, self.totals = state["batches"], state["bytes"], state["totals"]
         self.path.touch()
         if (size := self.path.stat().st_size) < self._bytes:
-            raise ValueError(
+            raise InputError(
                 f"{self.path} has {size} bytes, {self._sidecar.name} says {self._bytes}: rows were lost; "
                 f"delete both files to start again"
             )

@@ -16,6 +16,7 @@ import tyro
 from rich.console import Console
 from rich.progress import Progress
 
+from gakd.cli import run
 from gakd.data import DataConfig, Split, load_split
 from gakd.evaluation import Evaluation, Sampling, checkpoints_table, evaluate, teacher_outputs
 from gakd.evaluation.generation import special_ids
@@ -94,4 +95,4 @@ def write(output: Path, config: Config, evaluations: dict[str, Evaluation]) -> N
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__, config=(tyro.conf.OmitArgPrefixes,)))
+    run(main, tyro.cli(Config, description=__doc__, config=(tyro.conf.OmitArgPrefixes,)))

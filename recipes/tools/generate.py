@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 import tyro
 
+from gakd.cli import run
 from gakd.data import DataConfig, DataError, Example, Split, load_split
 from gakd.data.rows import row_from
 from gakd.evaluation import Generation, ResumableRows, Sampling, decode, generate
@@ -90,4 +91,4 @@ def rows(
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config, description=__doc__, config=(tyro.conf.OmitArgPrefixes,)))
+    run(main, tyro.cli(Config, description=__doc__, config=(tyro.conf.OmitArgPrefixes,)))
