@@ -50,6 +50,18 @@ def test_a_module_that_fails_at_import_is_left_out(tmp_path, monkeypatch):
     assert record["name"] == "documented_module.shout"
 
 
+def test_defaults_that_are_written_differently_each_time_are_left_out(tmp_path, monkeypatch):
+    (tmp_path / "unordered_defaults.py").write_text(
+        "def pick(text, kinds={int, str, float}):\n"
+        '    """Pick one of the kinds that fits the text."""\n'
+        "def call(function=object()):\n"
+        '    """Call the function and return its result."""\n'
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    signatures = [record["instruction"].split("`")[1] for record in harvest(["unordered_defaults"])]
+    assert signatures == ["unordered_defaults.call(...)", "unordered_defaults.pick(...)"]
+
+
 def test_the_harvest_runs_elsewhere_is_kept_and_does_not_depend_on_the_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("GAKD_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(docstrings, "PACKAGES", ())

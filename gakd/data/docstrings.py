@@ -32,7 +32,7 @@ _SKIPPED = re.compile(
     r"\.(tests?|testing|_testing|conftest|__main__|f2py|distutils|onnx|_inductor|_dynamo|_vendor|benchmark)(\.|$)"
 )
 SHORTEST, LONGEST = 20, 8000  # characters of a docstring
-FORMAT = 2
+FORMAT = 3
 # Without the current folder on the path, whose files would shadow modules; PYTHONSAFEPATH does so from Python 3.11 on.
 _CHILD = (
     "import sys; sys.path[:] = filter(None, sys.path); import runpy; "
@@ -162,10 +162,13 @@ def _docstring(thing: Any) -> str | None:
 def _signature(thing: Any, docstring: str) -> str:
     """The signature as Python tells it, else as the docstring's first line does, else empty brackets."""
     try:
-        signature = str(inspect.signature(thing))
+        parsed = inspect.signature(thing)
+        signature = str(parsed)
         # A default that holds an address or a path of this machine would make the harvest another one elsewhere.
         local = (" at 0x", "<module ", sys.prefix, sys.base_prefix, os.path.dirname(os.__file__))
-        if len(signature) <= 300 and not any(text in signature for text in local):
+        # A set is written in the order of its members' addresses, another one each time.
+        sets = any(isinstance(parameter.default, (set, frozenset)) for parameter in parsed.parameters.values())
+        if len(signature) <= 300 and not sets and not any(text in signature for text in local):
             return signature
     except (ValueError, TypeError, NameError, AttributeError, RuntimeError):
         pass
