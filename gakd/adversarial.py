@@ -7,6 +7,7 @@ not depend on how the step is cut into micro-batches or ranks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from torch.nn.functional import softplus
 
 from gakd.objective import Coefficients, Term
 from gakd.readouts import Readout
-from gakd.types import StudentOutput, TeacherOutput
+from gakd.types import Batch, StudentOutput, TeacherOutput
 
 
 class Scored(NamedTuple):
@@ -93,29 +94,29 @@ class Adversarial(nn.Module, Term):
         self.name = name
 
     def forward(
-        self, output: StudentOutput, teacher: TeacherOutput, mask_BT: Tensor, coefficients: Coefficients
+        self, output: StudentOutput, teacher: TeacherOutput, batch: Batch, coefficients: Coefficients
     ) -> AdversarialOutput:
         """Adds the discriminator's gradient, returns the student's loss; nothing at all while the weight is 0."""
         coefficient = coefficients.terms[self.name]
         if coefficient == 0 or output.readout is None:
             return AdversarialOutput(output.loss.new_zeros(()), {})
         rows = output.readout
-        packed_BT = pack_mask(mask_BT)
+        packed_BT = pack_mask(batch)
         # A sequence without supervised tokens has no readout to score.
-        valid_B = mask_BT.any(1).to(rows.live_NR.dtype)
+        valid_B = packed_BT.any(1).to(rows.live_NR.dtype)
 
         def score(readout_BTR: Tensor) -> Tensor:
             return self.discriminator(readout_BTR, packed_BT)
 
         self.readout.project(teacher.head, "teacher")
-        real_BTR = pack(self.readout.detached(teacher.hidden_NH, "teacher"), mask_BT)
-        fake_BTR = pack(self.readout.detached(rows.hidden_NH, "student"), mask_BT)
+        real_BTR = pack(self.readout.detached(teacher.hidden_NH, "teacher"), batch)
+        fake_BTR = pack(self.readout.detached(rows.hidden_NH, "student"), batch)
         statistics = self._discriminate(real_BTR, fake_BTR, score, valid_B * coefficients.per_sequence)
 
         with frozen(self.discriminator):
             with torch.no_grad():
                 real_B = score(real_BTR)
-            losses_B = self.game.student(score(pack(rows.live_NR, mask_BT)), real_B) * valid_B
+            losses_B = self.game.student(score(pack(rows.live_NR, batch)), real_B) * valid_B
         statistics = {name: values_B * valid_B for name, values_B in statistics.items()}
         return AdversarialOutput(coefficient * losses_B.sum(), {self.name: losses_B.detach(), **statistics})
 
@@ -160,17 +161,18 @@ class GameWatch:
         return f"the game has been {verdict} for {self.patience} steps: the student learns little from it; {remedy}"
 
 
-def pack_mask(mask_BT: Tensor) -> Tensor:
-    """The mask of packed rows: each sequence's supervised positions moved to the left, cut to the longest, `[B, T']`."""
-    lengths_B = mask_BT.sum(1)
-    return torch.arange(int(lengths_B.max()), device=mask_BT.device) < lengths_B.unsqueeze(1)
+def pack_mask(batch: Batch) -> Tensor:
+    """Which positions of packed rows are real: each sequence's supervised ones, moved to the left, `[B, T']` bool."""
+    shape = len(batch.lengths), max(batch.lengths)
+    real = torch.zeros(math.prod(shape), dtype=torch.bool, device=batch.slots_N.device)
+    return real.index_fill_(0, batch.slots_N, True).view(shape)
 
 
-def pack(rows_NR: Tensor, mask_BT: Tensor) -> Tensor:
+def pack(rows_NR: Tensor, batch: Batch) -> Tensor:
     """Supervised rows to `[B, T', R]`, left-aligned, zero on padding: no prompt, no padding, positions from 0."""
-    packed_BT = pack_mask(mask_BT)
-    packed_BTR = rows_NR.new_zeros(*packed_BT.shape, rows_NR.shape[-1])
-    return packed_BTR.masked_scatter(packed_BT.unsqueeze(-1), rows_NR)
+    shape = len(batch.lengths), max(batch.lengths)
+    padded = rows_NR.new_zeros(math.prod(shape), rows_NR.shape[-1])
+    return padded.index_copy(0, batch.slots_N, rows_NR).view(*shape, rows_NR.shape[-1])
 
 
 @contextmanager

@@ -36,7 +36,7 @@ class Distiller(nn.Module):
         hidden_NH = hidden_rows(self.student, batch)
         head = head_of(self.student)
         loss, losses = token_losses(
-            hidden_NH, head, batch.labels[batch.mask], self._token_terms, coefficients.terms, teacher, self.chunk_rows
+            hidden_NH, head, batch.labels_N, self._token_terms, coefficients.terms, teacher, self.chunk_rows
         )
         return StudentOutput(loss, losses, self._readout(hidden_NH, head, coefficients))
 

@@ -1,8 +1,10 @@
 """Divergences between next-token distributions: `[N, V]` log-probabilities in, unreduced `[N]` losses out, in nats.
 
-`log_q` is the student's, `log_p` the teacher's. Beside each value stands the same value with its closed-form gradient
-with respect to the student's *logits* `z` (any logits with `log_q = log_softmax(z)`); for a loss `f(q)`,
-`df/dz = q * (df/dq - sum_v q df/dq)`. Every divergence and its gradient is exactly zero where `log_q` equals `log_p`.
+`log_q` is the student's, `log_p` the teacher's, `q` and `p` their exponentials. Beside each differentiable value stands
+`*_with_gradient`: the same value and `G [N, V]`, a fresh tensor, the derivative with respect to `log q` up to a multiple of
+`q` in each row. The softmax cancels such a multiple: `logit_gradient(G, q)` is the gradient with respect to the logits
+`z` of `log_q = log_softmax(z)`. Every divergence and its `G` is exactly zero where `log_q` equals `log_p`, and finite
+where probabilities underflow.
 """
 
 from __future__ import annotations
@@ -10,16 +12,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+MAX_LOG_RATIO = 80.0  # expm1 of it is finite in fp32; mixtures lose only terms of size exp(-80) by the bound
+MAX_EXPONENT = 35.0  # a product of two such powers, summed over a vocabulary, is finite in fp32
+
+
+def logit_gradient(gradient_NV: Tensor, q_NV: Tensor) -> Tensor:
+    """Through the log-softmax: a gradient with respect to `log q` becomes one with respect to logits, `G - q sum_v G`."""
+    return torch.addcmul(gradient_NV, q_NV, gradient_NV.sum(-1, keepdim=True), value=-1)
+
 
 def cross_entropy(log_q_NV: Tensor, labels_N: Tensor) -> Tensor:
-    """Negative log-likelihood of the label, `-log q[label]`."""
+    """Negative log-likelihood of the label, `-log q[label]`; its `G` is `-onehot(label)`."""
     return -log_q_NV.gather(-1, labels_N.unsqueeze(-1)).squeeze(-1)
-
-
-def cross_entropy_with_gradient(log_q_NV: Tensor, q_NV: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross entropy and `q - onehot(label)`."""
-    ones = torch.ones_like(labels_N, dtype=q_NV.dtype).unsqueeze(-1)
-    return cross_entropy(log_q_NV, labels_N), q_NV.clone().scatter_add_(-1, labels_N.unsqueeze(-1), -ones)
 
 
 def forward_kl(log_q_NV: Tensor, log_p_NV: Tensor) -> Tensor:
@@ -28,8 +32,8 @@ def forward_kl(log_q_NV: Tensor, log_p_NV: Tensor) -> Tensor:
 
 
 def forward_kl_with_gradient(log_q_NV: Tensor, log_p_NV: Tensor, q_NV: Tensor, p_NV: Tensor) -> tuple[Tensor, Tensor]:
-    """KL(p‖q) and `q - p`."""
-    return (p_NV * (log_p_NV - log_q_NV)).sum(-1), q_NV - p_NV
+    """KL(p‖q) and `G = q - p`."""
+    return (log_p_NV - log_q_NV).mul_(p_NV).sum(-1), q_NV - p_NV
 
 
 def reverse_kl(log_q_NV: Tensor, log_p_NV: Tensor) -> Tensor:
@@ -38,23 +42,25 @@ def reverse_kl(log_q_NV: Tensor, log_p_NV: Tensor) -> Tensor:
 
 
 def reverse_kl_with_gradient(log_q_NV: Tensor, log_p_NV: Tensor, q_NV: Tensor) -> tuple[Tensor, Tensor]:
-    """K = KL(q‖p) and `q (log q - log p - K)`."""
-    log_ratio_NV = log_q_NV - log_p_NV
-    losses_N = (q_NV * log_ratio_NV).sum(-1)
-    return losses_N, log_ratio_NV.sub_(losses_N.unsqueeze(-1)).mul_(q_NV)
+    """KL(q‖p) and `G = q (log q - log p)`, whose sum is the loss."""
+    gradient_NV = (log_q_NV - log_p_NV).mul_(q_NV)
+    return gradient_NV.sum(-1), gradient_NV
 
 
 def log_ratios_to_mixture(log_q_NV: Tensor, log_p_NV: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """`log q - log m` and `log p - log m` for `m = beta p + (1 - beta) q`, with 0 < beta < 1.
+    """`log q - log m` and `log p - log m` for `m = beta p + (1 - beta) q`, with 0 < beta < 1; differentiable.
 
-    Written from the difference of the log-probabilities, so that both are exactly 0 where p = q and neither overflows:
-    with `d = log p - log q`, `log m = max(log p, log q) + log1p(w expm1(-|d|))`, w the weight of the smaller one.
+    With `d = log p - log q`, `log m = log q + log1p(beta expm1(d))`: both are exactly 0 where p = q, and neither overflows.
     """
-    difference_NV = log_p_NV - log_q_NV
-    # Tensors, since `where` of two numbers would round them to the default dtype.
-    weight_NV = torch.where(difference_NV <= 0, difference_NV.new_tensor(beta), difference_NV.new_tensor(1 - beta))
-    log_m_over_max_NV = torch.log1p(weight_NV * torch.expm1(-difference_NV.abs()))
-    return (-difference_NV).clamp(max=0) - log_m_over_max_NV, difference_NV.clamp(max=0) - log_m_over_max_NV
+    log_ratio_NV = (log_p_NV - log_q_NV).clamp(max=MAX_LOG_RATIO)
+    log_m_over_q_NV = torch.log1p(beta * torch.expm1(log_ratio_NV))
+    return -log_m_over_q_NV, log_ratio_NV - log_m_over_q_NV
+
+
+def _log_m_over_q_and_p_over_q(log_q_NV: Tensor, log_p_NV: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """`log m - log q` and `log p - log q` as in `log_ratios_to_mixture`, without graph and with fewer temporaries."""
+    log_ratio_NV = (log_p_NV - log_q_NV).clamp_(max=MAX_LOG_RATIO)
+    return torch.expm1(log_ratio_NV).mul_(beta).log1p_(), log_ratio_NV
 
 
 def jensen_shannon(log_q_NV: Tensor, log_p_NV: Tensor, beta: float = 0.5) -> Tensor:
@@ -74,20 +80,158 @@ def jensen_shannon(log_q_NV: Tensor, log_p_NV: Tensor, beta: float = 0.5) -> Ten
 def jensen_shannon_with_gradient(
     log_q_NV: Tensor, log_p_NV: Tensor, q_NV: Tensor, p_NV: Tensor, beta: float
 ) -> tuple[Tensor, Tensor]:
-    """Generalised JSD and `(1 - beta) q (r - sum_v q r)` with `r = log q - log m`.
-
-    The derivatives of `KL(p‖m)` and of `m` inside `KL(q‖m)` cancel to this.
-    """
+    """Generalised JSD and `G = (1 - beta) q (log q - log m)`; the derivatives of `m` in its two summands cancel to a constant."""
     if beta == 0:
         return forward_kl_with_gradient(log_q_NV, log_p_NV, q_NV, p_NV)
     if beta == 1:
         return reverse_kl_with_gradient(log_q_NV, log_p_NV, q_NV)
-    log_q_over_m_NV, log_p_over_m_NV = log_ratios_to_mixture(log_q_NV, log_p_NV, beta)
-    student_kl_N = (q_NV * log_q_over_m_NV).sum(-1)
-    losses_N = beta * log_p_over_m_NV.mul_(p_NV).sum(-1) + (1 - beta) * student_kl_N
-    return losses_N, log_q_over_m_NV.sub_(student_kl_N.unsqueeze(-1)).mul_(q_NV).mul_(1 - beta)
+    log_m_over_q_NV, log_p_over_q_NV = _log_m_over_q_and_p_over_q(log_q_NV, log_p_NV, beta)
+    teacher_kl_N = log_p_over_q_NV.sub_(log_m_over_q_NV).mul_(p_NV).sum(-1)
+    gradient_NV = log_m_over_q_NV.mul_(q_NV).mul_(beta - 1)
+    return gradient_NV.sum(-1) + beta * teacher_kl_N, gradient_NV
 
 
-def logit_gradient(log_prob_gradient_NV: Tensor, q_NV: Tensor) -> Tensor:
-    """Through the log-softmax: a gradient with respect to `log q` becomes one with respect to the logits, `g - q sum_v g`."""
-    return log_prob_gradient_NV - q_NV * log_prob_gradient_NV.sum(-1, keepdim=True)
+def skew_forward_kl(log_q_NV: Tensor, log_p_NV: Tensor, alpha: float = 0.1) -> Tensor:
+    """KL(p‖m) with `m = alpha p + (1 - alpha) q`, 0 <= alpha < 1 (DistiLLM, arXiv 2402.03898)."""
+    if alpha == 0:
+        return forward_kl(log_q_NV, log_p_NV)
+    return (log_p_NV.exp() * log_ratios_to_mixture(log_q_NV, log_p_NV, alpha)[1]).sum(-1)
+
+
+def skew_forward_kl_with_gradient(
+    log_q_NV: Tensor, log_p_NV: Tensor, q_NV: Tensor, p_NV: Tensor, alpha: float
+) -> tuple[Tensor, Tensor]:
+    """Skew forward KL and `G = -(1 - alpha) q (p / m - 1)`."""
+    if alpha == 0:
+        return forward_kl_with_gradient(log_q_NV, log_p_NV, q_NV, p_NV)
+    log_m_over_q_NV, log_p_over_q_NV = _log_m_over_q_and_p_over_q(log_q_NV, log_p_NV, alpha)
+    log_p_over_m_NV = log_p_over_q_NV.sub_(log_m_over_q_NV)
+    gradient_NV = torch.expm1(log_p_over_m_NV).mul_(q_NV).mul_(alpha - 1)
+    return log_p_over_m_NV.mul_(p_NV).sum(-1), gradient_NV
+
+
+def skew_reverse_kl(log_q_NV: Tensor, log_p_NV: Tensor, alpha: float = 0.1) -> Tensor:
+    """KL(q‖m) with `m = (1 - alpha) p + alpha q`, 0 <= alpha < 1 (DistiLLM, arXiv 2402.03898)."""
+    if alpha == 0:
+        return reverse_kl(log_q_NV, log_p_NV)
+    return (log_q_NV.exp() * log_ratios_to_mixture(log_q_NV, log_p_NV, 1 - alpha)[0]).sum(-1)
+
+
+def skew_reverse_kl_with_gradient(
+    log_q_NV: Tensor, log_p_NV: Tensor, q_NV: Tensor, alpha: float, detach_mixture: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Skew reverse KL and `G = q (log q - log m - alpha (q / m - 1))`; its last part is the mixture's, left out on request."""
+    if alpha == 0:
+        return reverse_kl_with_gradient(log_q_NV, log_p_NV, q_NV)
+    log_m_over_q_NV, _ = _log_m_over_q_and_p_over_q(log_q_NV, log_p_NV, 1 - alpha)
+    of_mixture_NV = None if detach_mixture else torch.expm1(-log_m_over_q_NV).mul_(q_NV)
+    gradient_NV = log_m_over_q_NV.mul_(q_NV).neg_()
+    losses_N = gradient_NV.sum(-1)
+    return losses_N, gradient_NV if of_mixture_NV is None else gradient_NV.sub_(of_mixture_NV, alpha=alpha)
+
+
+def teacher_head(p_NV: Tensor, mu: float) -> Tensor:
+    """`[N, V]` bool: the most probable tokens of a row, as many as sum to at most `mu`; the first always, ties together.
+
+    Bisects the threshold over the bits of the float, which order as non-negative floats do: no sort, no synchronisation.
+    """
+    integer = {4: torch.int32, 8: torch.int64}[p_NV.element_size()]
+    high_N1 = p_NV.amax(-1, keepdim=True).view(integer)  # the lowest threshold known to fit
+    low_N1 = torch.zeros_like(high_N1)  # the highest known not to
+    for _ in range(8 * p_NV.element_size() - 2):  # a probability is below 2: sign and highest exponent bit are 0
+        middle_N1 = (low_N1 + high_N1) // 2
+        fits_N1 = torch.where(p_NV >= middle_N1.view(p_NV.dtype), p_NV, 0.0).sum(-1, keepdim=True) <= mu
+        high_N1, low_N1 = torch.where(fits_N1, middle_N1, high_N1), torch.where(fits_N1, low_N1, middle_N1)
+    return p_NV >= high_N1.view(p_NV.dtype)
+
+
+def _forward_share(q_NV: Tensor, p_NV: Tensor, mu: float) -> Tensor:
+    """`[N, 1]`, the head's share of `sum_v |p - q|`; half where there is nothing to share. Without gradient."""
+    gap_NV = (p_NV - q_NV).abs_()
+    gap_N1 = gap_NV.sum(-1, keepdim=True)
+    head_gap_N1 = gap_NV.mul_(teacher_head(p_NV, mu)).sum(-1, keepdim=True)
+    tiny = torch.finfo(p_NV.dtype).tiny
+    return (head_gap_N1 + tiny) / (gap_N1 + 2 * tiny)
+
+
+def adaptive_kl(log_q_NV: Tensor, log_p_NV: Tensor, mu: float = 0.5) -> Tensor:
+    """`w KL(p‖q) + (1 - w) KL(q‖p)`, w the share of `sum_v |p - q|` in the teacher's head (AKL, arXiv 2404.02657).
+
+    The head is `teacher_head`, all tokens at `mu` = 1; w carries no gradient, and is half where p = q.
+    """
+    if mu == 1:
+        return forward_kl(log_q_NV, log_p_NV)
+    with torch.no_grad():
+        share_N = _forward_share(log_q_NV.exp(), log_p_NV.exp(), mu).squeeze(-1)
+    return share_N * forward_kl(log_q_NV, log_p_NV) + (1 - share_N) * reverse_kl(log_q_NV, log_p_NV)
+
+
+def adaptive_kl_with_gradient(
+    log_q_NV: Tensor, log_p_NV: Tensor, q_NV: Tensor, p_NV: Tensor, mu: float
+) -> tuple[Tensor, Tensor]:
+    """Adaptive KL and `G = w (q - p) + (1 - w) q (log q - log p)`."""
+    if mu == 1:
+        return forward_kl_with_gradient(log_q_NV, log_p_NV, q_NV, p_NV)
+    share_N1 = _forward_share(q_NV, p_NV, mu)
+    forward_N, gradient_NV = forward_kl_with_gradient(log_q_NV, log_p_NV, q_NV, p_NV)
+    reverse_N, reverse_gradient_NV = reverse_kl_with_gradient(log_q_NV, log_p_NV, q_NV)
+    losses_N = torch.lerp(reverse_N, forward_N, share_N1.squeeze(-1))
+    return losses_N, gradient_NV.mul_(share_N1).add_(reverse_gradient_NV.mul_(1 - share_N1))
+
+
+def _power(log_prob_NV: Tensor, exponent: float) -> Tensor:
+    """`prob^exponent`, cut at exp(35), which only negative exponents reach."""
+    exponent_NV = exponent * log_prob_NV
+    return (exponent_NV.clamp(max=MAX_EXPONENT) if exponent < 0 else exponent_NV).exp_()
+
+
+def _power_difference(log_q_NV: Tensor, log_p_NV: Tensor, exponent: float) -> Tensor:
+    """`(p^e - q^e) / e`, and its limit `log p - log q` at e = 0."""
+    if exponent == 0:
+        return log_p_NV - log_q_NV
+    return (_power(log_p_NV, exponent) - _power(log_q_NV, exponent)).div_(exponent)
+
+
+def alpha_beta(log_q_NV: Tensor, log_p_NV: Tensor, alpha: float = 0.5, beta: float = 0.5) -> Tensor:
+    """Alpha-beta divergence (ABKD, arXiv 2505.04560), continuous in both numbers; (1, 0) forward, (0, 1) reverse KL.
+
+    `-1/(ab) sum_v [p^a q^b - a/(a+b) p^(a+b) - b/(a+b) q^(a+b)]`, computed as `sum_v [p^a L_b - q^b L_a] / (a+b)` with
+    `L_e = (p^e - q^e) / e`, which is exactly 0 where p = q and contains the limits `L_0 = log p - log q`; at a + b = 0,
+    `sum_v [(p/q)^a - 1 - a log(p/q)] / a^2`. Powers are cut at exp(35), ratios at exp(70): negative exponents stay finite.
+    """
+    total = alpha + beta
+    if total != 0:
+        first_NV = _power(log_p_NV, alpha) * _power_difference(log_q_NV, log_p_NV, beta)
+        return (first_NV - _power(log_q_NV, beta) * _power_difference(log_q_NV, log_p_NV, alpha)).sum(-1) / total
+    log_ratio_NV = log_p_NV - log_q_NV
+    if alpha == 0:
+        return log_ratio_NV.square().sum(-1) / 2
+    exponent_NV = (alpha * log_ratio_NV).clamp(max=2 * MAX_EXPONENT)
+    return (torch.expm1(exponent_NV) - exponent_NV).sum(-1) / alpha**2
+
+
+def alpha_beta_with_gradient(log_q_NV: Tensor, log_p_NV: Tensor, alpha: float, beta: float) -> tuple[Tensor, Tensor]:
+    """Alpha-beta divergence and `G = -q^b L_a = q^b (q^a - p^a) / a`; at a + b = 0, `G = (1 - (p/q)^a) / a`."""
+    total = alpha + beta
+    if total != 0:
+        gradient_NV = _power_difference(log_q_NV, log_p_NV, alpha).mul_(_power(log_q_NV, beta)).neg_()
+        other_NV = _power_difference(log_q_NV, log_p_NV, beta).mul_(_power(log_p_NV, alpha))
+        return other_NV.add_(gradient_NV).sum(-1) / total, gradient_NV
+    log_ratio_NV = log_p_NV - log_q_NV
+    if alpha == 0:
+        return log_ratio_NV.square().sum(-1) / 2, log_ratio_NV.neg_()
+    exponent_NV = log_ratio_NV.mul_(alpha).clamp_(max=2 * MAX_EXPONENT)
+    power_NV = torch.expm1(exponent_NV)
+    return (power_NV - exponent_NV).sum(-1) / alpha**2, power_NV.div_(-alpha)
+
+
+def total_variation(log_q_NV: Tensor, log_p_NV: Tensor) -> Tensor:
+    """`1/2 sum_v |p - q|`, at most 1."""
+    return (log_q_NV.exp() - log_p_NV.exp()).abs().sum(-1) / 2
+
+
+def total_variation_with_gradient(q_NV: Tensor, p_NV: Tensor) -> tuple[Tensor, Tensor]:
+    """Total variation and `G = q sign(q - p) / 2`, with sign(0) = 0."""
+    difference_NV = q_NV - p_NV
+    losses_N = difference_NV.abs().sum(-1) / 2
+    return losses_N, difference_NV.sign_().mul_(q_NV).mul_(0.5)

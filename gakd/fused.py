@@ -1,32 +1,32 @@
 """The fused engine: hidden states and head weights in, token losses and gradients out, one chunk of rows at a time.
 
-For each chunk: both models' logits, log-softmax in fp32, every term's losses, the weighted sum of their gradients with
-respect to the student's logits, and at once the products that carry it to the hidden states and the head. The gradient
-is formed in the forward, nothing is recomputed, and no `[N, V]` tensor outlives its chunk.
+For each chunk: both models' logits into buffers that the whole pass shares, `kernel.py` over their rows (log-softmax,
+every term, the weighted sum of the gradients), and at once the products that carry it to the hidden states and the head.
+The gradient is formed in the forward, nothing is recomputed, and no `[N, V]` tensor outlives its chunk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from gakd.types import Head, TeacherOutput, TokenChunk, TokenTerm
+from gakd.kernel import Kernel, block_rows, row_losses, row_pass
+from gakd.types import Head, LogitShape, TeacherOutput, TokenTerm
 
-CHUNK_BYTES = 64 * 2**20
+# Matrix products lose efficiency below 128 rows; above, time is flat and only memory grows, until a GPU wants more work.
 MIN_CHUNK_ROWS = 128
+CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 128 * 2**20}
 
 
-def default_chunk_rows(vocab_size: int) -> int:
-    """The smallest power of two of at least 128 rows whose fp32 logits fill 64 MiB.
-
-    Below 128 rows the matrix products lose efficiency; above, time is flat and only memory grows.
-    """
+def default_chunk_rows(vocab_size: int, device: torch.device) -> int:
+    """The smallest power of two of at least 128 rows whose fp32 logits fill 16 MiB on a CPU, 128 MiB on a GPU."""
     rows = MIN_CHUNK_ROWS
-    while rows * vocab_size * 4 < CHUNK_BYTES:
+    while rows * vocab_size * 4 < CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"]):
         rows *= 2
     return rows
 
@@ -37,12 +37,13 @@ class _Pass:
 
     labels_N: Tensor
     terms: Sequence[TokenTerm]
-    coefficients: dict[str, float]
+    coefficients: list[float]
     teacher: TeacherOutput | None
     scale: float
     softcap: float | None
     vocab_size: int
     chunk_rows: int
+    kernel: Kernel
 
 
 def token_losses(
@@ -53,27 +54,28 @@ def token_losses(
     coefficients: dict[str, float],
     teacher: TeacherOutput | None = None,
     chunk_rows: int | None = None,
+    kernel: Kernel = "auto",
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Weighted sum of token terms, ready for backward, and each term's losses.
 
     Returns `sum_k c_k sum_n loss_kn`, a scalar whose gradient with respect to `hidden_NH`, the head's weight and bias
     is already formed (a frozen head's is skipped), and `{term.name: losses [N]}`, detached; both in fp32 (fp64 from an
     fp64 head). Terms whose coefficient is 0 are not computed. Heads of different padded width over the same tokenizer are
-    cut to the shared vocabulary. Raises ValueError where rows and labels differ in number or a term lacks its teacher.
+    cut to the shared vocabulary. `kernel` as in `kernel.row_pass`. One backward a call: the gradients are handed over,
+    not kept. Raises ValueError where rows and labels differ in number or a term lacks its teacher.
     """
     active = [term for term in terms if coefficients[term.name] != 0]
     vocab_size = _check(hidden_NH, head, labels_N, active, teacher)
-    chunk_rows = chunk_rows or default_chunk_rows(vocab_size)
-    needs_teacher = any(term.needs_teacher for term in active)
     spec = _Pass(
         labels_N,
         active,
-        coefficients,
-        teacher if needs_teacher else None,
+        [coefficients[term.name] for term in active],
+        teacher if any(term.needs_teacher for term in active) else None,
         head.scale,
         head.softcap,
         vocab_size,
-        chunk_rows,
+        chunk_rows or default_chunk_rows(vocab_size, hidden_NH.device),
+        kernel,
     )
     loss, *losses = _FusedTokenLosses.apply(hidden_NH, head.weight, head.bias, spec)
     return loss, {term.name: losses_N for term, losses_N in zip(active, losses, strict=True)}
@@ -90,15 +92,15 @@ def token_values(
 ) -> dict[str, Tensor]:
     """`{term.name: losses [N]}` without any gradient: for evaluation. Checks and cutting as in `token_losses`."""
     vocab_size = _check(hidden_NH, head, labels_N, terms, teacher)
-    chunk_rows = chunk_rows or default_chunk_rows(vocab_size)
+    teacher = teacher if any(term.needs_teacher for term in terms) else None
+    chunk_rows = chunk_rows or default_chunk_rows(vocab_size, hidden_NH.device)
     sum_dtype = torch.promote_types(head.weight.dtype, torch.float32)
     losses = [labels_N.new_empty(len(labels_N), dtype=sum_dtype) for _ in terms]
-    for start in range(0, len(labels_N), chunk_rows):
-        rows = slice(start, start + chunk_rows)
-        student_log_probs_NV, _ = _log_probs_(head.logits(hidden_NH[rows], vocab_size))
-        chunk = TokenChunk(student_log_probs_NV, _teacher_log_probs(teacher, rows, vocab_size), labels_N[rows])
-        for term, losses_N in zip(terms, losses, strict=True):
-            losses_N[rows] = term.chunk_losses(chunk)
+    for chunk in _chunks(hidden_NH, head, teacher, vocab_size, chunk_rows):
+        for rows, block in chunk.blocks():
+            values = row_losses(*chunk.products(block), labels_N[rows], terms, *chunk.shapes)
+            for losses_N, values_N in zip(losses, values, strict=True):
+                losses_N[rows] = values_N
     return {term.name: losses_N for term, losses_N in zip(terms, losses, strict=True)}
 
 
@@ -123,16 +125,40 @@ def _check(
     return min(head.vocab_size, teacher.head.vocab_size)
 
 
-def _teacher_log_probs(teacher: TeacherOutput | None, rows: slice, vocab_size: int) -> Tensor | None:
-    if teacher is None:
-        return None
-    return _log_probs_(teacher.head.logits(teacher.hidden_NH[rows], vocab_size))[0]
+class _Chunk(NamedTuple):
+    """Some rows of a pass: where they stand, and both models' products, views of buffers that the next chunk reuses."""
+
+    rows: slice
+    student_NV: Tensor
+    teacher_NV: Tensor | None
+    shapes: tuple[LogitShape, LogitShape]
+
+    def blocks(self) -> Iterator[tuple[slice, slice]]:
+        """Few rows at a time: their slice of the pass, and of the chunk."""
+        size = block_rows(*self.student_NV.shape, self.student_NV.device)
+        for start in range(0, len(self.student_NV), size):
+            block = slice(start, min(start + size, len(self.student_NV)))
+            yield slice(self.rows.start + block.start, self.rows.start + block.stop), block
+
+    def products(self, block: slice) -> tuple[Tensor, Tensor | None]:
+        return self.student_NV[block], None if self.teacher_NV is None else self.teacher_NV[block]
 
 
-def _log_probs_(logits_NV: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits to log-probabilities in place, and the log-sum-exp `[N, 1]`; one way for both models, so that equal ones agree."""
-    log_normalizer_N1 = logits_NV.logsumexp(-1, keepdim=True)
-    return logits_NV.sub_(log_normalizer_N1), log_normalizer_N1
+def _chunks(
+    hidden_NH: Tensor, head: Head, teacher: TeacherOutput | None, vocab_size: int, chunk_rows: int
+) -> Iterator[_Chunk]:
+    total = len(hidden_NH)
+    buffer_NV = head.weight.new_empty(min(chunk_rows, total), vocab_size)
+    teacher_buffer_NV = None if teacher is None else teacher.head.weight.new_empty(buffer_NV.shape)
+    shapes = head.shape, head.shape if teacher is None else teacher.head.shape
+    for start in range(0, total, chunk_rows):
+        rows = slice(start, min(start + chunk_rows, total))
+        student_NV = head.product(hidden_NH[rows], vocab_size, out=buffer_NV[: rows.stop - start])
+        teacher_NV = None
+        if teacher is not None and teacher_buffer_NV is not None:
+            teacher_NV = teacher_buffer_NV[: rows.stop - start]
+            teacher.head.product(teacher.hidden_NH[rows], vocab_size, out=teacher_NV)
+        yield _Chunk(rows, student_NV, teacher_NV, shapes)
 
 
 class _FusedTokenLosses(torch.autograd.Function):
@@ -149,55 +175,49 @@ class _FusedTokenLosses(torch.autograd.Function):
         used_VH = weight_VH[: spec.vocab_size]
         # Sums over chunks are kept in fp32 (fp64 from an fp64 head): a bf16 accumulator loses the small late contributions.
         sum_dtype = torch.promote_types(weight_VH.dtype, torch.float32)
-        hidden_gradient = torch.empty_like(hidden_NH) if needs_hidden else None
+        hidden_gradient = torch.zeros_like(hidden_NH) if needs_hidden else None
         weight_gradient = torch.zeros_like(weight_VH, dtype=sum_dtype) if needs_weight else None
         bias_gradient = torch.zeros_like(bias_V, dtype=sum_dtype) if needs_bias and bias_V is not None else None
-        losses = [torch.empty(len(hidden_NH), dtype=sum_dtype, device=hidden_NH.device) for _ in spec.terms]
+        losses = [torch.zeros(len(hidden_NH), dtype=sum_dtype, device=hidden_NH.device) for _ in spec.terms]
+        kernel = row_pass(spec.kernel, hidden_NH.device)
 
-        for start in range(0, len(hidden_NH), spec.chunk_rows):
-            rows = slice(start, start + spec.chunk_rows)
-            chunk_NH = hidden_NH[rows].to(weight_VH.dtype)
-            log_probs_NV, log_normalizer_N1 = _log_probs_(head.logits(chunk_NH, spec.vocab_size))
-            teacher_log_probs_NV = _teacher_log_probs(spec.teacher, rows, spec.vocab_size)
-            chunk = TokenChunk(log_probs_NV, teacher_log_probs_NV, spec.labels_N[rows])
-            total_NV: Tensor | None = None
-            for term, losses_N in zip(spec.terms, losses, strict=True):
-                losses_N[rows], gradient_NV = term.losses_and_gradient(chunk)
-                coefficient = spec.coefficients[term.name]
-                total_NV = (
-                    gradient_NV.mul_(coefficient) if total_NV is None else total_NV.add_(gradient_NV, alpha=coefficient)
+        for chunk in _chunks(hidden_NH, head, spec.teacher, spec.vocab_size, spec.chunk_rows) if spec.terms else ():
+            for rows, block in chunk.blocks():
+                labels_N = spec.labels_N[rows]
+                values, gradient_NV = kernel(
+                    *chunk.products(block), labels_N, spec.terms, spec.coefficients, *chunk.shapes
                 )
-                del gradient_NV
-            if total_NV is None:
-                total_NV = torch.zeros_like(log_probs_NV)
-            if spec.softcap is not None:  # d softcap(z)/dz = 1 - tanh(z / cap)^2
-                total_NV *= 1 - ((log_probs_NV + log_normalizer_N1) / spec.softcap).square()
-            if spec.scale != 1.0:
-                total_NV *= spec.scale
-            if bias_gradient is not None:
-                bias_gradient[: spec.vocab_size] += total_NV.sum(0)
-            total_NV = total_NV.to(weight_VH.dtype)
+                for losses_N, values_N in zip(losses, values, strict=True):
+                    losses_N[rows] = values_N
+                if bias_gradient is not None:
+                    bias_gradient[: spec.vocab_size] += gradient_NV.sum(0)
+                chunk.student_NV[block] = gradient_NV  # the logits have been used up
             if hidden_gradient is not None:
-                hidden_gradient[rows] = total_NV @ used_VH
+                hidden_gradient[chunk.rows] = chunk.student_NV @ used_VH
             if weight_gradient is not None:
-                _add_product_(weight_gradient[: spec.vocab_size], total_NV.T, chunk_NH)
+                chunk_NH = hidden_NH[chunk.rows].to(weight_VH.dtype)
+                _add_product_(weight_gradient[: spec.vocab_size], chunk.student_NV.T, chunk_NH)
 
         loss = torch.zeros((), dtype=sum_dtype, device=hidden_NH.device)
-        for term, losses_N in zip(spec.terms, losses, strict=True):
-            loss = loss + spec.coefficients[term.name] * losses_N.sum()
-        ctx.save_for_backward(hidden_gradient, weight_gradient, bias_gradient)
+        for coefficient, losses_N in zip(spec.coefficients, losses, strict=True):
+            loss = loss + coefficient * losses_N.sum()
+        # Not saved for backward, which would keep a second reference: autograd then copies a gradient instead of taking it.
+        ctx.gradients = hidden_gradient, weight_gradient, bias_gradient
         ctx.dtypes = weight_VH.dtype, None if bias_V is None else bias_V.dtype
         ctx.mark_non_differentiable(*losses)
         return (loss, *losses)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, loss_gradient: Tensor, *_: Tensor) -> Any:  # type: ignore[override]
-        hidden_gradient, weight_gradient, bias_gradient = ctx.saved_tensors
+        if ctx.gradients is None:
+            raise RuntimeError("the gradients of this token pass were handed over by its first backward: run it again")
+        (hidden_gradient, weight_gradient, bias_gradient), ctx.gradients = ctx.gradients, None
         weight_dtype, bias_dtype = ctx.dtypes
         return (
-            None if hidden_gradient is None else hidden_gradient * loss_gradient.to(hidden_gradient.dtype),
-            None if weight_gradient is None else (weight_gradient * loss_gradient).to(weight_dtype),
-            None if bias_gradient is None else (bias_gradient * loss_gradient).to(bias_dtype),
+            None if hidden_gradient is None else hidden_gradient.mul_(loss_gradient.to(hidden_gradient.dtype)),
+            None if weight_gradient is None else weight_gradient.mul_(loss_gradient).to(weight_dtype),
+            None if bias_gradient is None else bias_gradient.mul_(loss_gradient).to(bias_dtype),
             None,
         )
 

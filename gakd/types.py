@@ -21,20 +21,70 @@ class Batch(NamedTuple):
     """One micro-batch, right-padded; labels are already shifted, nothing downstream shifts again.
 
     `labels[b, t]` is the token that follows `input_ids[b, t]` where that token belongs to the response (its end-of-text
-    token included), and `IGNORE_INDEX` on the prompt and on padding.
+    token included), and `IGNORE_INDEX` on the prompt and on padding. Build one with `Batch.of`: whatever depends on how
+    many tokens are supervised is worked out there once, so that no shape in a step waits for the device.
     """
 
     input_ids: Tensor  # [B, T] int64
     attention_mask: Tensor  # [B, T] int64, 1 = token, 0 = padding
     labels: Tensor  # [B, T] int64
+    rows_N: Tensor  # int64: where the supervised rows stand in [B, T], flattened
+    slots_N: (
+        Tensor  # int64: where they stand in [B, T'], flattened, each sequence's moved to the left; T' = max(lengths)
+    )
+    lengths: tuple[int, ...]  # supervised tokens of each sequence
+    tokens: int  # tokens that are no padding
+    keys: tuple[str, ...] = ()  # what a teacher cache knows each sequence by
+
+    @classmethod
+    def of(cls, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, keys: tuple[str, ...] = ()) -> Batch:
+        """A batch from its tensors; waits for the device once."""
+        mask_BT = labels != IGNORE_INDEX
+        rows_N = mask_BT.flatten().nonzero().squeeze(-1)
+        sequence_N, lengths = rows_N // labels.shape[1], tuple(mask_BT.sum(1).tolist())
+        within_N = mask_BT.cumsum(1).flatten()[rows_N] - 1
+        slots_N = sequence_N * max(lengths) + within_N
+        return cls(input_ids, attention_mask, labels, rows_N, slots_N, lengths, int(attention_mask.sum()), keys)
 
     @property
     def mask(self) -> Tensor:
         """`[B, T]` bool, True where a token is supervised."""
         return self.labels != IGNORE_INDEX
 
+    @property
+    def labels_N(self) -> Tensor:
+        """Labels of the supervised rows."""
+        return self.labels.flatten()[self.rows_N]
+
     def to(self, device: torch.device | str) -> Batch:
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
+        moved = {
+            name: value.to(device, non_blocking=True)
+            for name, value in self._asdict().items()
+            if torch.is_tensor(value)
+        }
+        return self._replace(**moved)
+
+
+class LogitShape(NamedTuple):
+    """How raw products become logits: `softcap(scale * product)`, as in `Head`."""
+
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def logits(self, product_NV: Tensor) -> Tensor:
+        """Logits in fp32 (fp64 from fp64); the product itself where there is nothing to do."""
+        logits_NV = product_NV.to(torch.promote_types(product_NV.dtype, torch.float32))
+        if self.scale != 1.0:
+            logits_NV = logits_NV * self.scale
+        if self.softcap is not None:
+            logits_NV = torch.tanh(logits_NV / self.softcap) * self.softcap
+        return logits_NV
+
+    def through_(self, gradient_NV: Tensor, logits_NV: Tensor) -> Tensor:
+        """A gradient with respect to the logits, in place to one with respect to the product."""
+        if self.softcap is not None:  # d softcap(z)/dz = 1 - tanh(z / cap)^2
+            gradient_NV.mul_(1 - (logits_NV / self.softcap).square())
+        return gradient_NV if self.scale == 1.0 else gradient_NV.mul_(self.scale)
 
 
 class Head(NamedTuple):
@@ -53,16 +103,20 @@ class Head(NamedTuple):
     def vocab_size(self) -> int:
         return self.weight.shape[0]
 
+    @property
+    def shape(self) -> LogitShape:
+        return LogitShape(self.scale, self.softcap)
+
+    def product(self, hidden_NH: Tensor, vocab_size: int | None = None, out: Tensor | None = None) -> Tensor:
+        """`hidden @ weight.T + bias` in the head's dtype; `vocab_size` cuts the padded end of a wider head off."""
+        hidden_NH, weight_HV = hidden_NH.to(self.weight.dtype), self.weight[:vocab_size].T
+        if self.bias is None:
+            return torch.mm(hidden_NH, weight_HV, out=out)
+        return torch.addmm(self.bias[:vocab_size], hidden_NH, weight_HV, out=out)
+
     def logits(self, hidden_NH: Tensor, vocab_size: int | None = None) -> Tensor:
-        """Logits `[N, vocab_size]` in fp32 (fp64 from an fp64 head); `vocab_size` cuts the padded end of a wider head off."""
-        weight, bias = self.weight[:vocab_size], None if self.bias is None else self.bias[:vocab_size]
-        logits = torch.nn.functional.linear(hidden_NH.to(weight.dtype), weight, bias)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        if self.scale != 1.0:
-            logits = logits * self.scale
-        if self.softcap is not None:
-            logits = torch.tanh(logits / self.softcap) * self.softcap
-        return logits
+        """Logits `[N, vocab_size]` in fp32 (fp64 from an fp64 head)."""
+        return self.shape.logits(self.product(hidden_NH, vocab_size))
 
 
 class TokenChunk:
@@ -98,13 +152,19 @@ class TokenTerm(Protocol):
 
     name: str
     needs_teacher: bool
+    temperature: float  # both models' logits are divided by it before the softmax; the chunk is already at it
+    scale: float  # multiplies losses and gradient: temperature^2, or 1 where that factor is switched off
 
     def chunk_losses(self, chunk: TokenChunk) -> Tensor:
-        """Losses `[N]`."""
+        """Losses `[N]`, before `scale`."""
         ...
 
-    def losses_and_gradient(self, chunk: TokenChunk) -> tuple[Tensor, Tensor]:
-        """Losses `[N]` and d(loss of the row)/d(student logits) `[N, V]`, both without graph; may not write to the chunk."""
+    def accumulate_(self, chunk: TokenChunk, coefficient: float, total_NV: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Losses `[N]` before `scale`, and `total + coefficient * d(loss of the row)/d(student log-probabilities)`.
+
+        Without graph. The gradient may leave out any multiple of the student's probabilities, a row's own, which the
+        softmax cancels. `total_NV` may be written to and is None for the first term of a pass; the chunk may not be.
+        """
         ...
 
 

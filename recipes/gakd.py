@@ -115,7 +115,7 @@ def main(config: Config) -> None:
         for batch in run.micro_batches(window):
             teacher_output = teacher(batch)
             output = distiller(batch, teacher_output, coefficients)
-            game = adversarial(output, teacher_output, batch.mask, coefficients)
+            game = adversarial(output, teacher_output, batch, coefficients)
             run.backward(output.loss + game.loss, output.token_losses | game.losses)
             if config.discriminator_every == "micro":
                 adversarial.flush()

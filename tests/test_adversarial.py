@@ -20,7 +20,7 @@ from gakd import (
 )
 from gakd.adversarial import GameWatch, pack, pack_mask
 from gakd.objective import Coefficients
-from gakd.types import StudentRows
+from gakd.types import IGNORE_INDEX, Batch, StudentRows
 
 B, T, V, H_STUDENT, H_TEACHER, R = 4, 7, 40, 8, 10, 5
 WEIGHT = 0.7
@@ -58,11 +58,17 @@ def material(bias: bool = False, padded: int = 0, student_scale: float = 1.0):
     return mask, torch.randn(rows, H_STUDENT, requires_grad=True), head, teacher
 
 
+def batch_of(mask: Tensor) -> Batch:
+    """A batch whose supervised positions are the mask's; the adversary reads nothing else of it."""
+    ids = torch.zeros(mask.shape, dtype=torch.long)
+    return Batch.of(ids, ids + 1, ids.masked_fill(~mask, IGNORE_INDEX))
+
+
 def play(adversarial, mask, hidden, head, teacher, sequences=B, weight=WEIGHT):
     """One micro-batch: the discriminator's gradient lands in its parameters, the student's loss is returned."""
     coefficients = Coefficients({"adversarial": weight / sequences}, 1 / sequences)
     rows = StudentRows(adversarial.readout.live(hidden, head, "student"), hidden.detach())
-    return adversarial(StudentOutput(torch.zeros(()), {}, rows), teacher, mask, coefficients)
+    return adversarial(StudentOutput(torch.zeros(()), {}, rows), teacher, batch_of(mask), coefficients)
 
 
 def direct(adversarial, mask, hidden, head, teacher) -> tuple[Tensor, Tensor]:
@@ -74,7 +80,7 @@ def direct(adversarial, mask, hidden, head, teacher) -> tuple[Tensor, Tensor]:
     def score(logits: Tensor, weight: Tensor) -> Tensor:
         if readout.centered:
             logits = logits - logits.mean(-1, keepdim=True)
-        return adversarial.discriminator(pack(logits @ weight.T, mask), pack_mask(mask))
+        return adversarial.discriminator(pack(logits @ weight.T, batch_of(mask)), pack_mask(batch_of(mask)))
 
     real_in, fake_in = teacher_logits.detach().requires_grad_(), student_logits.detach().requires_grad_()
     real, fake = score(real_in, readout.weight), score(fake_in, readout.weight)

@@ -47,7 +47,7 @@ def batch_of(rows: list[tuple[list[int], int]], extra: int = 0) -> Batch:
         size = len(ids) - 1
         input_ids[row, :size], mask[row, :size] = torch.tensor(ids[:-1]), 1
         labels[row, prompt - 1 : size] = torch.tensor(ids[prompt:])
-    return Batch(input_ids, mask, labels)
+    return Batch.of(input_ids, mask, labels)
 
 
 class Step:
@@ -72,7 +72,7 @@ class Step:
         for batch in batches:
             teacher_output = self.teacher(batch)
             output = self.distiller(batch, teacher_output, coefficients)
-            game = self.adversarial(output, teacher_output, batch.mask, coefficients)
+            game = self.adversarial(output, teacher_output, batch, coefficients)
             (output.loss + game.loss).backward()
         self.adversarial.flush()
         modules = {"student": self.student, "adversarial": self.adversarial}

@@ -115,7 +115,10 @@ def test_upstream_gradient_scales_and_reordering_rows_changes_nothing():
     hidden, head, labels, teacher = inputs()
     loss, losses = token_losses(hidden, head, labels, TERMS, COEFFICIENTS, teacher, 8)
     once = torch.autograd.grad(loss, [hidden, head.weight], retain_graph=True)
-    thrice = torch.autograd.grad(3 * loss, [hidden, head.weight])
+    with pytest.raises(RuntimeError, match="handed over by its first backward"):
+        loss.backward()
+    again, _ = token_losses(hidden, head, labels, TERMS, COEFFICIENTS, teacher, 8)
+    thrice = torch.autograd.grad(3 * again, [hidden, head.weight])
     for single, triple in zip(once, thrice, strict=True):
         torch.testing.assert_close(triple, 3 * single)
     order = torch.randperm(len(labels))
@@ -168,11 +171,9 @@ def test_a_term_given_by_its_formula_runs_beside_closed_forms():
     log_q = (hidden @ head.weight.T).log_softmax(-1)
     log_p = (teacher.hidden_NH @ teacher.head.weight.T).log_softmax(-1)
     expected = 2 * (log_q.exp() - log_p.exp()).square().sum() + kl_div(log_p, log_q, log_target=True, reduction="sum")
-    for leaf in (hidden, head.weight):
-        torch.testing.assert_close(
-            torch.autograd.grad(loss, leaf, retain_graph=True)[0],
-            torch.autograd.grad(expected, leaf, retain_graph=True)[0],
-        )
+    leaves = [hidden, head.weight]
+    for got, wanted in zip(torch.autograd.grad(loss, leaves), torch.autograd.grad(expected, leaves), strict=True):
+        torch.testing.assert_close(got, wanted)
 
 
 def test_errors_name_what_was_got_and_what_to_do():
@@ -185,9 +186,12 @@ def test_errors_name_what_was_got_and_what_to_do():
         token_losses(hidden, head, labels, TERMS, COEFFICIENTS, TeacherOutput(teacher.hidden_NH[1:], teacher.head))
 
 
-@pytest.mark.parametrize(("vocab_size", "rows"), [(151_936, 128), (49_152, 512), (32_768, 512)])
-def test_default_chunk_is_a_power_of_two_of_64_megabytes_and_at_least_128_rows(vocab_size, rows):
-    assert default_chunk_rows(vocab_size) == rows
+@pytest.mark.parametrize(
+    ("vocab_size", "device", "rows"),
+    [(151_936, "cpu", 128), (49_152, "cpu", 128), (1_024, "cpu", 4096), (151_936, "cuda", 256), (32_768, "cuda", 1024)],
+)
+def test_default_chunk_is_a_power_of_two_that_fills_the_budget_and_at_least_128_rows(vocab_size, device, rows):
+    assert default_chunk_rows(vocab_size, torch.device(device)) == rows
 
 
 def test_against_torchtunes_kd_losses():

@@ -120,7 +120,7 @@ def test_rows_through_the_head_are_the_models_own_logits(build):
     with torch.no_grad():
         model.get_output_embeddings().weight.mul_(20)  # large enough for a soft cap to bend
     labels = torch.tensor([[-100, -100, 3, 4, 5]])
-    batch = Batch(IDS, torch.ones_like(IDS), labels)
+    batch = Batch.of(IDS, torch.ones_like(IDS), labels)
     expected = model(IDS).logits[0, 2:]
     torch.testing.assert_close(head_of(model).logits(hidden_rows(model, batch)), expected, rtol=1e-4, atol=1e-4)
 
@@ -137,7 +137,7 @@ def test_lora_trains_adapters_alone_and_merges_on_export(tmp_path):
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.normal_()
-    batch = Batch(IDS, torch.ones_like(IDS), torch.tensor([[-100, 1, 2, 3, 4]]))
+    batch = Batch.of(IDS, torch.ones_like(IDS), torch.tensor([[-100, 1, 2, 3, 4]]))
     expected = head_of(model).logits(hidden_rows(model, batch))
     write_folder(model, tiny.tokenizer(), tmp_path / "student")
     assert any("lora_" in name for name, _ in model.named_parameters()), "export works on a copy"

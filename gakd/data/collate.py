@@ -26,4 +26,4 @@ def collate(examples: Sequence[Example], pad_token_id: int) -> Batch:
         input_ids[row, : len(ids) - 1] = ids[:-1]
         attention_mask[row, : len(ids) - 1] = 1
         labels[row, len(example.prompt_ids) - 1 : len(ids) - 1] = ids[len(example.prompt_ids) :]
-    return Batch(input_ids, attention_mask, labels)
+    return Batch.of(input_ids, attention_mask, labels, tuple(example.key for example in examples))

@@ -37,6 +37,7 @@ class Data(NamedTuple):
     valid: list[Example]
     test: list[Example]
     pad_token_id: int
+    config: DataConfig | None = None  # what made it
 
 
 def load_data(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Data:
@@ -44,7 +45,7 @@ def load_data(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Data:
     train, valid, test = (load_split(config, tokenizer, split) for split in ("train", "valid", "test"))
     if not isinstance(tokenizer.pad_token_id, int):
         raise DataError("the tokenizer has no padding token: load it with gakd.models.load_tokenizer, or set pad_token")
-    return Data(train, valid, test, tokenizer.pad_token_id)
+    return Data(train, valid, test, tokenizer.pad_token_id, config)
 
 
 def load_split(config: DataConfig, tokenizer: PreTrainedTokenizerBase, split: Split) -> list[Example]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+import numpy as np
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
@@ -31,6 +33,12 @@ class Example(NamedTuple):
     @property
     def length(self) -> int:
         return len(self.prompt_ids) + len(self.response_ids)
+
+    @property
+    def key(self) -> str:
+        """A fingerprint of exactly what a model reads and where its response begins: what a teacher cache goes by."""
+        ids = np.asarray([len(self.prompt_ids), *self.prompt_ids, *self.response_ids], dtype="<i8")
+        return hashlib.blake2b(ids.tobytes(), digest_size=16).hexdigest()
 
 
 def encode(

@@ -50,7 +50,7 @@ def divergences_to_teacher(
                 target = _joined(teacher_outputs(teacher, chosen, pad_token_id, batch_size), batch)
             else:
                 target = None if teacher is None else _joined([teacher[index] for index in indices], batch)
-            labels_N = batch.labels[batch.mask]
+            labels_N = batch.labels_N
             values = token_values(hidden_rows(student, batch), head_of(student), labels_N, terms, target)
             for name, values_N in values.items():
                 sums[name] += values_N.double().sum().item()
@@ -67,14 +67,14 @@ def teacher_outputs(
     with evaluating(teacher):
         for indices in _batches(examples, batch_size):
             batch = collate([examples[index] for index in indices], pad_token_id).to(device_of(teacher))
-            rows = hidden_rows(teacher, batch).split(batch.mask.sum(1).tolist())
+            rows = hidden_rows(teacher, batch).split(batch.lengths)
             # A view would keep the batch's whole tensor alive for as long as any of its examples.
             outputs |= {index: TeacherOutput(hidden.clone(), head) for index, hidden in zip(indices, rows, strict=True)}
     return [outputs[index] for index in range(len(examples))]
 
 
 def _joined(outputs: Sequence[TeacherOutput], batch: Batch) -> TeacherOutput:
-    rows, expected = [len(output.hidden_NH) for output in outputs], batch.mask.sum(1).tolist()
+    rows, expected = [len(output.hidden_NH) for output in outputs], list(batch.lengths)
     if rows != expected:
         raise ValueError(
             f"the teacher's outputs supervise {rows} tokens, the examples {expected}: "

@@ -1,0 +1,139 @@
+"""What happens to the logits of some rows: log-softmax in fp32, every term, and one gradient. Row by row, no products.
+
+This is the part of a token pass that memory bandwidth bounds. On a CPU it runs on blocks of a few rows, which stay in
+cache from the first operation to the last; on a GPU on a whole chunk, compiled into few kernels where that is possible.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from gakd.functional import logit_gradient
+from gakd.types import LogitShape, TokenChunk, TokenTerm
+
+Kernel = Literal["auto", "eager", "compiled"]
+
+# What one tensor of a block takes. A handful of them must fit the cache of a CPU; below, calls cost more than they do.
+BLOCK_BYTES = 2 * 2**20
+
+
+def block_rows(rows: int, vocab_size: int, device: torch.device) -> int:
+    """Rows of a block: on a CPU as many as fit the cache and at least one a thread, elsewhere all."""
+    if device.type != "cpu":
+        return rows
+    return max(torch.get_num_threads(), BLOCK_BYTES // (4 * vocab_size))
+
+
+def row_losses(
+    product_NV: Tensor, teacher_product_NV: Tensor | None, labels_N: Tensor, terms: Sequence[TokenTerm],
+    shape: LogitShape, teacher_shape: LogitShape,
+) -> list[Tensor]:  # fmt: skip
+    """Losses `[N]` of each term, from raw products of hidden states and heads."""
+    chunks = _Chunks(product_NV, teacher_product_NV, labels_N, shape, teacher_shape)
+    return [term.chunk_losses(chunks.at(term.temperature)) * term.scale for term in terms]
+
+
+def row_losses_and_gradient(
+    product_NV: Tensor, teacher_product_NV: Tensor | None, labels_N: Tensor, terms: Sequence[TokenTerm],
+    coefficients: Sequence[float], shape: LogitShape, teacher_shape: LogitShape,
+) -> tuple[list[Tensor], Tensor]:  # fmt: skip
+    """Losses `[N]` of each term, and d(weighted sum of the row)/d(product) `[N, V]`.
+
+    Terms give gradients with respect to log-probabilities at their temperature; `logit_gradient` and a division by the
+    temperature make them gradients of logits, once for all terms of one temperature.
+    """
+    chunks = _Chunks(product_NV, teacher_product_NV, labels_N, shape, teacher_shape)
+    losses: dict[int, Tensor] = {}
+    total_NV: Tensor | None = None
+    for temperature in dict.fromkeys(term.temperature for term in terms):
+        chunk = chunks.at(temperature)
+        gradient_NV: Tensor | None = None
+        # Terms with a teacher first: their gradient is dense and becomes the sum, a label's is then added at one place.
+        for index, term in sorted(enumerate(terms), key=lambda entry: not entry[1].needs_teacher):
+            if term.temperature == temperature:
+                factor = coefficients[index] * term.scale / temperature
+                losses_N, gradient_NV = term.accumulate_(chunk, factor, gradient_NV)
+                losses[index] = losses_N * term.scale if term.scale != 1.0 else losses_N
+        assert gradient_NV is not None
+        own_NV = logit_gradient(gradient_NV, chunk.student_probs_NV)
+        total_NV = own_NV if total_NV is None else total_NV.add_(own_NV)
+    assert total_NV is not None
+    return [losses[index] for index in range(len(terms))], shape.through_(total_NV, chunks.logits_NV)
+
+
+class _Chunks:
+    """The rows at each temperature that a term asks for."""
+
+    def __init__(
+        self,
+        product_NV: Tensor,
+        teacher_product_NV: Tensor | None,
+        labels_N: Tensor,
+        shape: LogitShape,
+        teacher_shape: LogitShape,
+    ) -> None:
+        self.labels_N = labels_N
+        self.logits_NV = shape.logits(product_NV)
+        self.teacher_logits_NV = None if teacher_product_NV is None else teacher_shape.logits(teacher_product_NV)
+        self._at: dict[float, TokenChunk] = {}
+
+    def at(self, temperature: float) -> TokenChunk:
+        if temperature not in self._at:
+            student_NV, teacher_NV = (
+                None if logits_NV is None else log_softmax(logits_NV, temperature)
+                for logits_NV in (self.logits_NV, self.teacher_logits_NV)
+            )
+            assert student_NV is not None
+            self._at[temperature] = TokenChunk(student_NV, teacher_NV, self.labels_N)
+        return self._at[temperature]
+
+
+def log_softmax(logits_NV: Tensor, temperature: float) -> Tensor:
+    """One way for both models, so that equal ones agree to the last bit."""
+    return torch.log_softmax(logits_NV if temperature == 1.0 else logits_NV / temperature, dim=-1)
+
+
+RowPass = Callable[..., tuple[list[Tensor], Tensor]]
+
+
+def row_pass(kernel: Kernel, device: torch.device) -> RowPass:
+    """The eager function, or the same compiled.
+
+    `auto` compiles on CUDA, where the pass is then a few kernels instead of some twenty, and not on a CPU, where blocks
+    in cache were as fast when measured (`tests/benchmarks`). Where compilation fails, eager takes over with a warning.
+    """
+    if kernel == "eager" or (kernel == "auto" and not (device.type == "cuda" and _has_triton())):
+        return row_losses_and_gradient
+    return _compiled()
+
+
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+@cache
+def _compiled() -> RowPass:
+    compiled: Any = torch.compile(row_losses_and_gradient)
+    broken = False
+
+    def run(*arguments: Any) -> tuple[list[Tensor], Tensor]:
+        nonlocal broken
+        if not broken:
+            try:
+                return compiled(*arguments)
+            except Exception as error:  # a missing compiler shows up as any of a dozen types
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                broken = True
+                reason = str(error).strip().splitlines()[0]
+                warnings.warn(f"torch.compile failed, the eager kernel takes over: {reason}", stacklevel=2)
+        return row_losses_and_gradient(*arguments)
+
+    return run
