@@ -1,4 +1,4 @@
-"""The adversary: games on sequence scores, zero-centred gradient penalties, and the term that plays them.
+"""The adversary: the term that plays a game between a student and a discriminator.
 
 Real is the teacher, fake the student, on the same tokens of the same sequence. Both updates use the networks as they were
 at the start of the optimizer step and are applied together at its end (simultaneous updates), so that the result does
@@ -10,64 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import softplus
 
+from gakd.games import Game, Scored
 from gakd.objective import Coefficients, Term
 from gakd.readouts import Readout
 from gakd.types import Batch, StudentOutput, TeacherOutput
-
-
-class Scored(NamedTuple):
-    """One discriminator pass, as penalties see it: the inputs, their scores, and how to differentiate and score anew."""
-
-    real_BTR: Tensor
-    fake_BTR: Tensor
-    real_B: Tensor
-    fake_B: Tensor
-    score: Callable[[Tensor], Tensor]  # readout [B, T, R] -> [B]
-    squared_norm: Callable[[Tensor], Tensor]  # gradient at the readout [B, T, R] -> ||d score / d logits||^2 [B]
-
-
-class Game(Protocol):
-    """A two-player game on scores; every method is unreduced, `[B]`."""
-
-    def student(self, fake_B: Tensor, real_B: Tensor) -> Tensor: ...
-
-    def discriminator(self, fake_B: Tensor, real_B: Tensor) -> Tensor: ...
-
-    def penalty(self, scored: Scored) -> Tensor: ...
-
-
-@dataclass(frozen=True)
-class RelativisticGAN:
-    """RpGAN + R1 + R2: `softplus(-(real - fake))` against `softplus(-(fake - real))`.
-
-    The penalties are `r1/2 ||d real / d teacher logits||^2 + r2/2 ||d fake / d student logits||^2`, with gradient
-    (R3GAN, arXiv 2501.05441). GAKD's setting is r1 = r2 = 10; its release computes them as constants.
-    """
-
-    r1: float = 10.0
-    r2: float = 10.0
-
-    def student(self, fake_B: Tensor, real_B: Tensor) -> Tensor:
-        return softplus(real_B - fake_B)
-
-    def discriminator(self, fake_B: Tensor, real_B: Tensor) -> Tensor:
-        return softplus(fake_B - real_B)
-
-    def penalty(self, scored: Scored) -> Tensor:
-        if self.r1 == 0 and self.r2 == 0:
-            return torch.zeros_like(scored.real_B)
-        gradients = torch.autograd.grad(
-            scored.real_B.sum() + scored.fake_B.sum(), (scored.real_BTR, scored.fake_BTR), create_graph=True
-        )
-        real_B, fake_B = (scored.squared_norm(gradient_BTR) for gradient_BTR in gradients)
-        return self.r1 / 2 * real_B + self.r2 / 2 * fake_B
 
 
 class AdversarialOutput(NamedTuple):
@@ -108,9 +59,8 @@ class Adversarial(nn.Module, Term):
         def score(readout_BTR: Tensor) -> Tensor:
             return self.discriminator(readout_BTR, packed_BT)
 
-        self.readout.project(teacher.head, "teacher")
-        real_BTR = pack(self.readout.detached(teacher.hidden_NH, "teacher"), batch)
-        fake_BTR = pack(self.readout.detached(rows.hidden_NH, "student"), batch)
+        real_BTR = pack(self.readout.detached(teacher.hidden_NH, teacher.head, coefficients.step_rows), batch)
+        fake_BTR = pack(self.readout.detached(rows.hidden_NH, None, coefficients.step_rows), batch)
         statistics = self._discriminate(real_BTR, fake_BTR, score, valid_B * coefficients.per_sequence)
 
         with frozen(self.discriminator):

@@ -97,8 +97,12 @@ class CacheWriter:
         before, now = _flat(self.manifest["settings"]), _flat(wanted)
         changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
         if set(changed) - _FREE_TO_CHANGE:
-            differences = "; ".join(f"{name} was {_short(before.get(name))}, is {_short(now.get(name))}" for name in changed)
-            raise CacheError(f"{self.folder} was begun with other settings: {differences}. Use the same, or another folder")
+            differences = "; ".join(
+                f"{name} was {_short(before.get(name))}, is {_short(now.get(name))}" for name in changed
+            )
+            raise CacheError(
+                f"{self.folder} was begun with other settings: {differences}. Use the same, or another folder"
+            )
 
     def _verify(self) -> None:
         files = self.manifest["files"]

@@ -43,4 +43,5 @@ class Distiller(nn.Module):
     def _readout(self, hidden_NH: Tensor, head: Head, coefficients: Coefficients) -> StudentRows | None:
         if not self._adversary or coefficients.terms[self._adversary[0].name] == 0:
             return None
-        return StudentRows(self._adversary[0].readout.live(hidden_NH, head, "student"), hidden_NH.detach())
+        live_NR = self._adversary[0].readout.live(hidden_NH, head, coefficients.step_rows)
+        return StudentRows(live_NR, hidden_NH.detach())

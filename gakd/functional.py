@@ -57,10 +57,10 @@ def log_ratios_to_mixture(log_q_NV: Tensor, log_p_NV: Tensor, beta: float) -> tu
     return -log_m_over_q_NV, log_ratio_NV - log_m_over_q_NV
 
 
-def _log_m_over_q_and_p_over_q(log_q_NV: Tensor, log_p_NV: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """`log m - log q` and `log p - log q` as in `log_ratios_to_mixture`, without graph and with fewer temporaries."""
+def _ratios_to_student(log_q_NV: Tensor, log_p_NV: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """`log p - log q` and `m / q - 1`, m as in `log_ratios_to_mixture`; fresh tensors, to be written to."""
     log_ratio_NV = (log_p_NV - log_q_NV).clamp_(max=MAX_LOG_RATIO)
-    return torch.expm1(log_ratio_NV).mul_(beta).log1p_(), log_ratio_NV
+    return log_ratio_NV, torch.expm1(log_ratio_NV).mul_(beta)
 
 
 def jensen_shannon(log_q_NV: Tensor, log_p_NV: Tensor, beta: float = 0.5) -> Tensor:
@@ -85,7 +85,8 @@ def jensen_shannon_with_gradient(
         return forward_kl_with_gradient(log_q_NV, log_p_NV, q_NV, p_NV)
     if beta == 1:
         return reverse_kl_with_gradient(log_q_NV, log_p_NV, q_NV)
-    log_m_over_q_NV, log_p_over_q_NV = _log_m_over_q_and_p_over_q(log_q_NV, log_p_NV, beta)
+    log_p_over_q_NV, excess_NV = _ratios_to_student(log_q_NV, log_p_NV, beta)
+    log_m_over_q_NV = excess_NV.log1p_()
     teacher_kl_N = log_p_over_q_NV.sub_(log_m_over_q_NV).mul_(p_NV).sum(-1)
     gradient_NV = log_m_over_q_NV.mul_(q_NV).mul_(beta - 1)
     return gradient_NV.sum(-1) + beta * teacher_kl_N, gradient_NV
@@ -101,13 +102,13 @@ def skew_forward_kl(log_q_NV: Tensor, log_p_NV: Tensor, alpha: float = 0.1) -> T
 def skew_forward_kl_with_gradient(
     log_q_NV: Tensor, log_p_NV: Tensor, q_NV: Tensor, p_NV: Tensor, alpha: float
 ) -> tuple[Tensor, Tensor]:
-    """Skew forward KL and `G = -(1 - alpha) q (p / m - 1)`."""
+    """Skew forward KL and `G = -(1 - alpha) q (p / m - 1)`, where `p / m - 1 = (1 - alpha) / alpha (1 - q / m)`."""
     if alpha == 0:
         return forward_kl_with_gradient(log_q_NV, log_p_NV, q_NV, p_NV)
-    log_m_over_q_NV, log_p_over_q_NV = _log_m_over_q_and_p_over_q(log_q_NV, log_p_NV, alpha)
-    log_p_over_m_NV = log_p_over_q_NV.sub_(log_m_over_q_NV)
-    gradient_NV = torch.expm1(log_p_over_m_NV).mul_(q_NV).mul_(alpha - 1)
-    return log_p_over_m_NV.mul_(p_NV).sum(-1), gradient_NV
+    log_p_over_q_NV, excess_NV = _ratios_to_student(log_q_NV, log_p_NV, alpha)
+    losses_N = log_p_over_q_NV.sub_(torch.log1p(excess_NV)).mul_(p_NV).sum(-1)
+    gradient_NV = excess_NV.div_(excess_NV + 1).mul_(q_NV)
+    return losses_N, gradient_NV.mul_(-((1 - alpha) ** 2) / alpha)
 
 
 def skew_reverse_kl(log_q_NV: Tensor, log_p_NV: Tensor, alpha: float = 0.1) -> Tensor:
@@ -123,11 +124,12 @@ def skew_reverse_kl_with_gradient(
     """Skew reverse KL and `G = q (log q - log m - alpha (q / m - 1))`; its last part is the mixture's, left out on request."""
     if alpha == 0:
         return reverse_kl_with_gradient(log_q_NV, log_p_NV, q_NV)
-    log_m_over_q_NV, _ = _log_m_over_q_and_p_over_q(log_q_NV, log_p_NV, 1 - alpha)
-    of_mixture_NV = None if detach_mixture else torch.expm1(-log_m_over_q_NV).mul_(q_NV)
-    gradient_NV = log_m_over_q_NV.mul_(q_NV).neg_()
+    _, excess_NV = _ratios_to_student(log_q_NV, log_p_NV, 1 - alpha)
+    gradient_NV = torch.log1p(excess_NV).mul_(q_NV).neg_()
     losses_N = gradient_NV.sum(-1)
-    return losses_N, gradient_NV if of_mixture_NV is None else gradient_NV.sub_(of_mixture_NV, alpha=alpha)
+    if not detach_mixture:
+        gradient_NV.addcmul_(q_NV, excess_NV.div_(excess_NV + 1), value=alpha)
+    return losses_N, gradient_NV
 
 
 def teacher_head(p_NV: Tensor, mu: float) -> Tensor:
@@ -185,11 +187,12 @@ def _power(log_prob_NV: Tensor, exponent: float) -> Tensor:
     return (exponent_NV.clamp(max=MAX_EXPONENT) if exponent < 0 else exponent_NV).exp_()
 
 
-def _power_difference(log_q_NV: Tensor, log_p_NV: Tensor, exponent: float) -> Tensor:
-    """`(p^e - q^e) / e`, and its limit `log p - log q` at e = 0."""
+def _powers(log_q_NV: Tensor, log_p_NV: Tensor, exponent: float) -> tuple[Tensor | float, Tensor | float, Tensor]:
+    """`q^e`, `p^e` and `L_e = (p^e - q^e) / e`, whose limit at e = 0 is `log p - log q`."""
     if exponent == 0:
-        return log_p_NV - log_q_NV
-    return (_power(log_p_NV, exponent) - _power(log_q_NV, exponent)).div_(exponent)
+        return 1.0, 1.0, log_p_NV - log_q_NV
+    q_power_NV, p_power_NV = _power(log_q_NV, exponent), _power(log_p_NV, exponent)
+    return q_power_NV, p_power_NV, (p_power_NV - q_power_NV).div_(exponent)
 
 
 def alpha_beta(log_q_NV: Tensor, log_p_NV: Tensor, alpha: float = 0.5, beta: float = 0.5) -> Tensor:
@@ -201,8 +204,9 @@ def alpha_beta(log_q_NV: Tensor, log_p_NV: Tensor, alpha: float = 0.5, beta: flo
     """
     total = alpha + beta
     if total != 0:
-        first_NV = _power(log_p_NV, alpha) * _power_difference(log_q_NV, log_p_NV, beta)
-        return (first_NV - _power(log_q_NV, beta) * _power_difference(log_q_NV, log_p_NV, alpha)).sum(-1) / total
+        _, p_alpha_NV, difference_alpha_NV = _powers(log_q_NV, log_p_NV, alpha)
+        q_beta_NV, _, difference_beta_NV = _powers(log_q_NV, log_p_NV, beta)
+        return (p_alpha_NV * difference_beta_NV - q_beta_NV * difference_alpha_NV).sum(-1) / total
     log_ratio_NV = log_p_NV - log_q_NV
     if alpha == 0:
         return log_ratio_NV.square().sum(-1) / 2
@@ -214,9 +218,10 @@ def alpha_beta_with_gradient(log_q_NV: Tensor, log_p_NV: Tensor, alpha: float, b
     """Alpha-beta divergence and `G = -q^b L_a = q^b (q^a - p^a) / a`; at a + b = 0, `G = (1 - (p/q)^a) / a`."""
     total = alpha + beta
     if total != 0:
-        gradient_NV = _power_difference(log_q_NV, log_p_NV, alpha).mul_(_power(log_q_NV, beta)).neg_()
-        other_NV = _power_difference(log_q_NV, log_p_NV, beta).mul_(_power(log_p_NV, alpha))
-        return other_NV.add_(gradient_NV).sum(-1) / total, gradient_NV
+        of_alpha = _powers(log_q_NV, log_p_NV, alpha)
+        of_beta = of_alpha if alpha == beta else _powers(log_q_NV, log_p_NV, beta)
+        gradient_NV = (of_alpha[2] * of_beta[0]).neg_()
+        return of_beta[2].mul_(of_alpha[1]).add_(gradient_NV).sum(-1) / total, gradient_NV
     log_ratio_NV = log_p_NV - log_q_NV
     if alpha == 0:
         return log_ratio_NV.square().sum(-1) / 2, log_ratio_NV.neg_()

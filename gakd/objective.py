@@ -54,11 +54,13 @@ class Coefficients(NamedTuple):
 
     `terms[name]` multiplies the losses of a term in the student's scalar. Data-parallel backends average gradients over
     ranks, so it carries the world size. `per_sequence` is the plain mean, for the discriminator, whose gradients are
-    summed over ranks.
+    summed over ranks. `step_rows` is about how many supervised rows a rank sees in the step: what is formed once a step
+    has to pay off over them.
     """
 
     terms: dict[str, float]
     per_sequence: float
+    step_rows: float
 
 
 class Term:
@@ -110,7 +112,7 @@ class Objective:
             term.name: float(weight(step) if callable(weight) else weight) * counts.world_size / counts.of(term.unit)
             for weight, term in self.terms
         }
-        return Coefficients(factors, per_sequence=1 / counts.sequences)
+        return Coefficients(factors, per_sequence=1 / counts.sequences, step_rows=counts.tokens / counts.world_size)
 
     def means(self, sums: dict[str, float], counts: Counts) -> dict[str, float]:
         """Summed losses -> the means that are logged; a name that is not a term's is a statistic per sequence."""

@@ -7,33 +7,35 @@ A discriminator of per-token logits starts with a linear map `E [R, V]`. Since `
 so M is formed once a step and every token costs `R H` instead of `V (H + R)`. All gradients are exact: of the live rows to
 h, W and b (the student's phase), and of detached rows to E (the discriminator's). The norm of a gradient with respect to
 the logits is `g^T (E E^T) g` with g the gradient at the readout: the Gram matrix `[R, R]` stands for a `[T, V]` gradient.
+
+A step of few rows is cheaper the direct way, through its logits: `rows_that_pay` says how few. Where no head trains,
+`gakd/frozen_heads.py` does without V altogether.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from gakd.map_products import MapProducts
 from gakd.types import Head
+
+Owner = Literal["student", "teacher"]
 
 
 class Readout(Protocol):
-    """What `Adversarial` asks of a readout; `owner` is "student" or "teacher", whose head is projected once a step."""
+    """What `Adversarial` asks of a readout. `step_rows`: rows of each model that this rank reads in the whole step."""
 
-    def project(self, head: Head, owner: str) -> None:
-        """Form what the step needs of a head, unless it is there already."""
+    def live(self, hidden_NH: Tensor, head: Head, step_rows: float) -> Tensor:
+        """The student's rows `[N, R]`, with gradient to hidden states and head, and not to the readout's parameters."""
         ...
 
-    def live(self, hidden_NH: Tensor, head: Head, owner: str) -> Tensor:
-        """Rows `[N, R]` whose gradient reaches hidden states and head, and not the readout's own parameters."""
-        ...
-
-    def detached(self, hidden_NH: Tensor, owner: str) -> Tensor:
-        """The same rows, whose gradient reaches the readout's own parameters and nothing else; after `project`."""
+    def detached(self, hidden_NH: Tensor, head: Head | None, step_rows: float) -> Tensor:
+        """Rows whose gradient reaches the readout's parameters alone. Without a head: the student's, after `live`."""
         ...
 
     def squared_norm(self, gradient_BTR: Tensor) -> Tensor:
@@ -41,19 +43,25 @@ class Readout(Protocol):
         ...
 
     def flush(self) -> None:
-        """Carry the gradients of this step's projections to the parameters, and forget the projections."""
+        """Carry the gradients of the step's products to the parameters, and forget the products."""
         ...
 
 
-class _Formed(NamedTuple):
-    """A product of the map: as computed from it, and as a leaf that gathers gradients over the step's micro-batches."""
+def rows_that_pay(readout_width: int, hidden_width: int, owner: Owner, head_trains: bool = False) -> float:
+    """Rows of one model in a step from which forming M costs less than reading its logits.
 
-    value: Tensor
-    leaf: Tensor
+    In multiply-adds for each token of the vocabulary. Factored, a step costs R H each for M and for the gradient of E,
+    and for that of a head that trains. Direct, each row costs H for its logits, R to read them and R for the gradient of
+    E, and a student's also R + H for the gradients of its logits and hidden state, and H for a head that trains.
+    """
+    if owner == "teacher":
+        return 2 * readout_width * hidden_width / (hidden_width + 2 * readout_width)
+    products = 2 + head_trains
+    return products * readout_width * hidden_width / (products * hidden_width + 3 * readout_width)
 
 
 class LogitReadout(nn.Module):
-    """A linear map of the logits, `[N, R]`, through the factored path; centred or, as in the paper, raw.
+    """A linear map of the logits, `[N, R]`; centred or, as in the paper, raw.
 
     A distribution is its logits up to a constant, so a discriminator on raw logits can win on an offset that means nothing.
     Centred logits (minus their mean over the vocabulary) remove it and stay linear: `E_c = E - mean_v(E)`.
@@ -66,10 +74,54 @@ class LogitReadout(nn.Module):
         super().__init__()
         self.centered = centered
         self.weight = nn.Parameter(torch.randn(width, vocab_size) / math.sqrt(vocab_size))
-        self._map_RV: Tensor | None = None  # this step's E, with graph to the parameter
-        self._formed: dict[str, _Formed] = {}
+        self._products = MapProducts(self.weight, centered)
+        self._student_logits: list[Tensor] = []  # of the micro-batch in hand, where the direct way was taken
 
-    def project(self, head: Head, owner: str) -> None:
+    def live(self, hidden_NH: Tensor, head: Head, step_rows: float) -> Tensor:
+        self._check(head, "student")
+        if self._direct(head, "student", step_rows):
+            with torch.autocast(hidden_NH.device.type, enabled=False):
+                logits_NV = head.logits(hidden_NH, self.weight.shape[1]).to(self.weight.dtype)
+                self._student_logits = [logits_NV.detach()]
+                return self._read(logits_NV, self.weight.detach())
+        projection_RH, offset_R = self._project(head, "student")
+        mean_R = self._products.mean_R if self.centered else None
+        offset_R = None if offset_R is None else offset_R.detach()
+        return _LiveRows.apply(
+            hidden_NH,
+            head.weight,
+            head.bias,
+            self.weight.detach(),
+            mean_R,
+            projection_RH.detach(),
+            offset_R,
+            head.scale,
+        )
+
+    def detached(self, hidden_NH: Tensor, head: Head | None, step_rows: float) -> Tensor:
+        with torch.autocast(hidden_NH.device.type, enabled=False):
+            if head is None and self._student_logits:
+                return self._read(self._student_logits.pop(), self.weight)
+            if head is not None:
+                self._check(head, "teacher")
+                if self._direct(head, "teacher", step_rows):
+                    logits_NV = Head(head.weight.detach(), head.bias, head.scale).logits(
+                        hidden_NH, self.weight.shape[1]
+                    )
+                    return self._read(logits_NV.detach().to(self.weight.dtype), self.weight)
+                projection_RH, offset_R = self._project(head, "teacher")
+            else:
+                projection_RH, offset_R = self._products.of("student")
+            return linear(hidden_NH.detach().to(self.weight.dtype), projection_RH, offset_R)
+
+    def squared_norm(self, gradient_BTR: Tensor) -> Tensor:
+        return self._products.squared_norm(gradient_BTR)
+
+    def flush(self) -> None:
+        self._products.flush()
+        self._student_logits = []
+
+    def _check(self, head: Head, owner: Owner) -> None:
         vocab_size = self.weight.shape[1]
         if head.softcap is not None:
             raise ValueError(
@@ -79,51 +131,18 @@ class LogitReadout(nn.Module):
             raise ValueError(
                 f"the readout maps {vocab_size} tokens, the {owner}'s head has {head.vocab_size}: build it with the smaller size"
             )
-        if owner in self._formed:
-            return
-        weight_VH = head.weight.detach()[:vocab_size].to(self.weight.dtype)
-        self._form(owner, lambda map_RV: map_RV @ weight_VH * head.scale)
-        if head.bias is not None:
-            bias_V = head.bias.detach()[:vocab_size].to(self.weight.dtype)
-            self._form(f"{owner} offset", lambda map_RV: map_RV @ bias_V * head.scale)
 
-    def live(self, hidden_NH: Tensor, head: Head, owner: str) -> Tensor:
-        self.project(head, owner)
-        projection_RH, offset_R = self._formed[owner], self._formed.get(f"{owner} offset")
-        return _LiveRows.apply(
-            hidden_NH, head.weight, head.bias, self._map().detach(), projection_RH.leaf.detach(),
-            None if offset_R is None else offset_R.leaf.detach(), head.scale,
-        )  # fmt: skip
+    def _direct(self, head: Head, owner: Owner, step_rows: float) -> bool:
+        return step_rows < rows_that_pay(len(self.weight), head.weight.shape[1], owner, head.weight.requires_grad)
 
-    def detached(self, hidden_NH: Tensor, owner: str) -> Tensor:
-        offset_R = self._formed.get(f"{owner} offset")
-        return linear(
-            hidden_NH.detach().to(self.weight.dtype),
-            self._formed[owner].leaf,
-            None if offset_R is None else offset_R.leaf,
-        )
+    def _read(self, logits_NV: Tensor, weight_RV: Tensor) -> Tensor:
+        rows_NR = linear(logits_NV, weight_RV)
+        return rows_NR - logits_NV.sum(-1, keepdim=True) * weight_RV.mean(-1) if self.centered else rows_NR
 
-    def squared_norm(self, gradient_BTR: Tensor) -> Tensor:
-        if "gram" not in self._formed:
-            self._form("gram", lambda map_RV: map_RV @ map_RV.T)
-        return ((gradient_BTR @ self._formed["gram"].leaf) * gradient_BTR).sum((1, 2))
-
-    def flush(self) -> None:
-        used = [formed for formed in self._formed.values() if formed.leaf.grad is not None]
-        if used:
-            torch.autograd.backward([formed.value for formed in used], [formed.leaf.grad for formed in used])
-        self._formed, self._map_RV = {}, None
-
-    def _map(self) -> Tensor:
-        if self._map_RV is None:
-            with torch.enable_grad():
-                self._map_RV = self.weight - self.weight.mean(-1, keepdim=True) if self.centered else self.weight
-        return self._map_RV
-
-    def _form(self, name: str, product: Any) -> None:
-        with torch.enable_grad(), torch.autocast(self.weight.device.type, enabled=False):
-            value = product(self._map())
-        self._formed[name] = _Formed(value, value.detach().requires_grad_())
+    def _project(self, head: Head, owner: Owner) -> tuple[Tensor, Tensor | None]:
+        vocab_size = self.weight.shape[1]
+        bias_V = None if head.bias is None else head.bias.detach()[:vocab_size]
+        return self._products.form(owner, head.weight.detach()[:vocab_size], bias_V, head.scale)
 
 
 def CenteredLogitReadout(vocab_size: int, width: int = 256) -> LogitReadout:
@@ -136,30 +155,35 @@ class _LiveRows(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, map_RV: Tensor,
+        ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, map_RV: Tensor, mean_R: Tensor | None,
         projection_RH: Tensor, offset_R: Tensor | None, scale: float,
     ) -> Tensor:  # fmt: skip
-        ctx.save_for_backward(hidden_NH, map_RV, projection_RH)
-        ctx.scale, ctx.weight, ctx.bias_dtype = (
-            scale,
-            (weight_VH.shape, weight_VH.dtype),
-            bias_V is not None and bias_V.dtype,
-        )
+        ctx.save_for_backward(hidden_NH, map_RV, mean_R, projection_RH)
+        ctx.scale = scale
+        ctx.weight = weight_VH.shape, weight_VH.dtype
+        ctx.bias_dtype = None if bias_V is None else bias_V.dtype
         with torch.autocast(hidden_NH.device.type, enabled=False):
             return linear(hidden_NH.to(projection_RH.dtype), projection_RH, offset_R)
 
     @staticmethod
     def backward(ctx: Any, gradient_NR: Tensor) -> Any:  # type: ignore[override]
-        hidden_NH, map_RV, projection_RH = ctx.saved_tensors
+        hidden_NH, map_RV, mean_R, projection_RH = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         (head_size, width), dtype = ctx.weight
         vocab_size = map_RV.shape[1]
         hidden_gradient = (gradient_NR @ projection_RH).to(hidden_NH.dtype) if needs_hidden else None
         weight_gradient = bias_gradient = None
         if needs_weight:  # E^T (dM), zero on the padded end of a wider head
-            weight_gradient = torch.zeros(head_size, width, dtype=dtype, device=map_RV.device)
-            weight_gradient[:vocab_size] = map_RV.T @ (gradient_NR.T @ hidden_NH.to(map_RV.dtype) * ctx.scale)
+            weight_gradient = torch.zeros(head_size, width, dtype=map_RV.dtype, device=map_RV.device)
+            projection_gradient_RH = gradient_NR.T @ hidden_NH.to(map_RV.dtype) * ctx.scale
+            torch.mm(map_RV.T, projection_gradient_RH, out=weight_gradient[:vocab_size])
+            if mean_R is not None:
+                weight_gradient[:vocab_size] -= mean_R @ projection_gradient_RH
+            weight_gradient = weight_gradient.to(dtype)
         if needs_bias:
+            offset_gradient_R = gradient_NR.sum(0) * ctx.scale
             bias_gradient = torch.zeros(head_size, dtype=ctx.bias_dtype, device=map_RV.device)
-            bias_gradient[:vocab_size] = gradient_NR.sum(0) * ctx.scale @ map_RV
-        return hidden_gradient, weight_gradient, bias_gradient, None, None, None, None
+            bias_gradient[:vocab_size] = offset_gradient_R @ map_RV
+            if mean_R is not None:
+                bias_gradient[:vocab_size] -= offset_gradient_R @ mean_R
+        return hidden_gradient, weight_gradient, bias_gradient, None, None, None, None, None

@@ -17,6 +17,7 @@ from gakd import (
     StudentOutput,
     TeacherOutput,
     TransformerDiscriminator,
+    WassersteinGAN,
 )
 from gakd.adversarial import GameWatch, pack, pack_mask
 from gakd.objective import Coefficients
@@ -64,10 +65,13 @@ def batch_of(mask: Tensor) -> Batch:
     return Batch.of(ids, ids + 1, ids.masked_fill(~mask, IGNORE_INDEX))
 
 
-def play(adversarial, mask, hidden, head, teacher, sequences=B, weight=WEIGHT):
+FACTORED, DIRECT = float("inf"), 0.0  # rows of a step so many, or so few, that one way is taken for sure
+
+
+def play(adversarial, mask, hidden, head, teacher, sequences=B, weight=WEIGHT, step_rows=FACTORED):
     """One micro-batch: the discriminator's gradient lands in its parameters, the student's loss is returned."""
-    coefficients = Coefficients({"adversarial": weight / sequences}, 1 / sequences)
-    rows = StudentRows(adversarial.readout.live(hidden, head, "student"), hidden.detach())
+    coefficients = Coefficients({"adversarial": weight / sequences}, 1 / sequences, step_rows)
+    rows = StudentRows(adversarial.readout.live(hidden, head, step_rows), hidden.detach())
     return adversarial(StudentOutput(torch.zeros(()), {}, rows), teacher, batch_of(mask), coefficients)
 
 
@@ -97,7 +101,8 @@ def direct(adversarial, mask, hidden, head, teacher) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize(
     "case", [{}, {"padded": 3}, {"bias": True, "student_scale": 0.5}, {"bias": True, "padded": 2}], ids=str
 )
-def test_both_players_gradients_equal_the_direct_ones(discriminator, readout, case):
+@pytest.mark.parametrize("way", [FACTORED, DIRECT], ids=["factored", "direct"])
+def test_both_players_gradients_equal_the_direct_ones(discriminator, readout, case, way):
     adversarial = player(discriminator, readout)
     mask, hidden, head, teacher = material(**case)
     leaves = [tensor for tensor in (hidden, head.weight, head.bias) if tensor is not None]
@@ -105,7 +110,7 @@ def test_both_players_gradients_equal_the_direct_ones(discriminator, readout, ca
     expected = torch.autograd.grad(student_loss, leaves)
     expected_own = torch.autograd.grad(discriminator_loss, list(adversarial.parameters()))
 
-    played = play(adversarial, mask, hidden, head, teacher)
+    played = play(adversarial, mask, hidden, head, teacher, step_rows=way)
     played.loss.backward()
     adversarial.flush()
     torch.testing.assert_close(played.loss, student_loss)
@@ -113,6 +118,39 @@ def test_both_players_gradients_equal_the_direct_ones(discriminator, readout, ca
         torch.testing.assert_close(leaf.grad, gradient, rtol=1e-10, atol=1e-14)
     for parameter, gradient in zip(adversarial.parameters(), expected_own, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize("way", [FACTORED, DIRECT], ids=["factored", "direct"])
+@pytest.mark.parametrize("readout", [LogitReadout, CenteredLogitReadout])
+def test_the_wasserstein_penalty_on_interpolates_of_logits_equals_the_direct_one(readout, way):
+    adversarial = player(readout=readout)
+    adversarial.game = WassersteinGAN(penalty_weight=7.0)
+    mask, hidden, head, teacher = material()
+    student_logits, teacher_logits = (hidden @ head.weight.T).detach(), teacher.logits()
+    weight = adversarial.readout.weight - (
+        adversarial.readout.weight.mean(-1, keepdim=True) if adversarial.readout.centered else 0
+    )
+
+    def score(logits: Tensor) -> Tensor:
+        return adversarial.discriminator(pack(logits @ weight.T, batch_of(mask)), pack_mask(batch_of(mask)))
+
+    torch.manual_seed(5)
+    share = torch.rand(B)[mask.nonzero()[:, 0], None]
+    between = (share * teacher_logits + (1 - share) * student_logits).requires_grad_()
+    (gradient,) = torch.autograd.grad(score(between).sum(), between, create_graph=True)
+    norms = torch.zeros(B).index_add(0, mask.nonzero()[:, 0], gradient.square().sum(-1)).sqrt()
+    penalty = 7 * (norms - 1).square()
+    loss = ((score(student_logits) - score(teacher_logits)) + penalty).sum() / B
+    expected = torch.autograd.grad(loss, list(adversarial.parameters()))
+
+    torch.manual_seed(5)
+    played = play(adversarial, mask, hidden, head, teacher, step_rows=way)
+    played.loss.backward()
+    adversarial.flush()
+    torch.testing.assert_close(played.losses["discriminator_penalty"], penalty.detach())
+    torch.testing.assert_close(played.losses["adversarial"], -score(student_logits).detach())
+    for parameter, gradient in zip(adversarial.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-9, atol=1e-13)
 
 
 def test_gradcheck_of_the_students_loss():
@@ -179,7 +217,8 @@ EVERY = pytest.mark.parametrize(
 
 
 @EVERY
-def test_gradients_do_not_depend_on_how_the_step_is_cut_into_micro_batches(discriminator, readout):
+@pytest.mark.parametrize("way", [FACTORED, DIRECT], ids=["factored", "direct"])
+def test_gradients_do_not_depend_on_how_the_step_is_cut_into_micro_batches(discriminator, readout, way):
     mask, hidden, head, teacher = material()
     whole = player(discriminator, readout)
     play(whole, mask, hidden, head, teacher).loss.backward()
@@ -189,7 +228,7 @@ def test_gradients_do_not_depend_on_how_the_step_is_cut_into_micro_batches(discr
     cut = player(discriminator, readout)
     for part in (slice(0, 1), slice(1, 4)):
         own = TeacherOutput(split(mask, teacher.hidden_NH, part), teacher.head)
-        play(cut, mask[part], split(mask, hidden, part), head, own).loss.backward()
+        play(cut, mask[part], split(mask, hidden, part), head, own, step_rows=way).loss.backward()
     cut.flush()
     torch.testing.assert_close(hidden.grad, expected[0])
     torch.testing.assert_close(head.weight.grad, expected[1])

@@ -17,8 +17,9 @@ from gakd.evaluation.evaluate import Evaluation, evaluate
 from gakd.evaluation.generation import Sampling
 from gakd.evaluation.plots import plot_metrics
 from gakd.evaluation.report import comparison_table, completions_table
-from gakd.evaluation.teacher_metrics import divergences_to_teacher, teacher_outputs
+from gakd.evaluation.teacher_metrics import divergences_to_teacher, teacher_cross_entropy, teacher_outputs
 from gakd.export import write_folder
+from gakd.teachers import CachedTeacher, LocalTeacher
 from gakd.types import TeacherOutput
 
 SHOWN_COMPLETIONS = 3
@@ -45,11 +46,16 @@ class EvaluationConfig:
 class HeldOut:
     """The validation and test examples of a run, and the teacher's own scores on them.
 
-    The teacher's hidden states of the examples are kept after their first use, so that it reads each of them once.
+    The teacher's hidden states of the examples are kept after their first use, so that it reads each of them once. A
+    cached teacher writes no text: its own scores are the cross entropy alone.
     """
 
     def __init__(
-        self, teacher: nn.Module | None, tokenizer: PreTrainedTokenizerBase, data: Data, config: EvaluationConfig
+        self,
+        teacher: LocalTeacher | CachedTeacher | None,
+        tokenizer: PreTrainedTokenizerBase,
+        data: Data,
+        config: EvaluationConfig,
     ) -> None:
         self.teacher, self.tokenizer, self.config = teacher, tokenizer, config
         self.pad_token_id = data.pad_token_id
@@ -66,11 +72,16 @@ class HeldOut:
         print(f"Evaluating on {len(self.test)} test examples, before training", flush=True)
         scores = {"student": asdict(self._evaluate(student))}
         if self.teacher is not None:
-            scores["teacher"] = asdict(self._evaluate(self.teacher))
+            scores["teacher"] = asdict(self._evaluate_teacher(self.teacher))
         return scores
 
     def after(self, student: nn.Module) -> Evaluation:
         return self._evaluate(student)
+
+    def _evaluate_teacher(self, teacher: LocalTeacher | CachedTeacher) -> Evaluation:
+        if isinstance(teacher, LocalTeacher):
+            return self._evaluate(teacher.model)
+        return Evaluation(teacher_cross_entropy(self._targets("test", self.test) or [], self.test))
 
     def _evaluate(self, model: nn.Module) -> Evaluation:
         config = self.config
@@ -84,8 +95,12 @@ class HeldOut:
         if self.teacher is None:
             return None
         if split not in self._teacher_outputs:
-            size = self.config.evaluation_batch_size
-            self._teacher_outputs[split] = teacher_outputs(self.teacher, examples, self.pad_token_id, size)
+            if isinstance(self.teacher, CachedTeacher):
+                outputs = self.teacher.each([example.key for example in examples])
+            else:
+                size = self.config.evaluation_batch_size
+                outputs = teacher_outputs(self.teacher.model, examples, self.pad_token_id, size)
+            self._teacher_outputs[split] = outputs
         return self._teacher_outputs[split]
 
 
@@ -111,7 +126,7 @@ def conclude(folder: Path, student: nn.Module, held_out: HeldOut, before: dict[s
     completions = {"reference": [example.row.responses[0] for example in shown]}
     labels = {"teacher": "teacher", "before": "student before", "after": "student after"}
     for name, label in labels.items():
-        if name in evaluations:
+        if name in evaluations and evaluations[name].predictions:  # a cached teacher has none
             completions[label] = evaluations[name].predictions[: len(shown)]
     console.print(completions_table([example.row.instruction for example in shown], completions))
     console.print(comparison_table(evaluations, title="Held-out test split, before and after training"))

@@ -73,6 +73,15 @@ def teacher_outputs(
     return [outputs[index] for index in range(len(examples))]
 
 
+def teacher_cross_entropy(outputs: Sequence[TeacherOutput], examples: Sequence[Example]) -> float:
+    """The teacher's own cross entropy in nats per response token, from what `teacher_outputs` or a cache gave."""
+    total = 0.0
+    for output, example in zip(outputs, examples, strict=True):
+        labels = torch.tensor(example.response_ids, device=output.hidden_NH.device)
+        total += torch.nn.functional.cross_entropy(output.logits().detach(), labels, reduction="sum").item()
+    return total / sum(len(example.response_ids) for example in examples)
+
+
 def _joined(outputs: Sequence[TeacherOutput], batch: Batch) -> TeacherOutput:
     rows, expected = [len(output.hidden_NH) for output in outputs], list(batch.lengths)
     if rows != expected:
