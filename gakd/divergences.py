@@ -67,10 +67,14 @@ class Divergence(TokenLoss):
     def chunk_losses(self, chunk: TokenChunk) -> Tensor:
         return self.losses(chunk.student_log_probs_NV, chunk.teacher_log_probs_NV)
 
-    def accumulate_(self, chunk: TokenChunk, coefficient: float, total_NV: Tensor | None) -> tuple[Tensor, Tensor]:
+    def accumulate_(
+        self, chunk: TokenChunk, coefficient: float | Tensor, total_NV: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         losses_N, gradient_NV = self.losses_and_gradient(chunk)
         if total_NV is None:
             return losses_N, gradient_NV.mul_(coefficient)
+        if isinstance(coefficient, Tensor):
+            return losses_N, total_NV.add_(gradient_NV.mul_(coefficient))
         return losses_N, total_NV.add_(gradient_NV, alpha=coefficient)
 
 
@@ -83,11 +87,13 @@ class CrossEntropy(TokenLoss):
     def chunk_losses(self, chunk: TokenChunk) -> Tensor:
         return functional.cross_entropy(chunk.student_log_probs_NV, chunk.labels_N)
 
-    def accumulate_(self, chunk: TokenChunk, coefficient: float, total_NV: Tensor | None) -> tuple[Tensor, Tensor]:
+    def accumulate_(
+        self, chunk: TokenChunk, coefficient: float | Tensor, total_NV: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         if total_NV is None:
             total_NV = torch.zeros_like(chunk.student_log_probs_NV)
         labels_N1 = chunk.labels_N.unsqueeze(-1)
-        minus_N1 = torch.full_like(labels_N1, -coefficient, dtype=total_NV.dtype)
+        minus_N1 = torch.zeros_like(labels_N1, dtype=total_NV.dtype) - coefficient
         return self.chunk_losses(chunk), total_NV.scatter_add_(-1, labels_N1, minus_N1)
 
 

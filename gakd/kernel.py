@@ -42,7 +42,7 @@ def row_losses(
 
 def row_losses_and_gradient(
     product_NV: Tensor, teacher_product_NV: Tensor | None, labels_N: Tensor, terms: Sequence[TokenTerm],
-    coefficients: Sequence[float], shape: LogitShape, teacher_shape: LogitShape,
+    coefficients: Sequence[float] | Tensor, shape: LogitShape, teacher_shape: LogitShape,
 ) -> tuple[list[Tensor], Tensor]:  # fmt: skip
     """Losses `[N]` of each term, and d(weighted sum of the row)/d(product) `[N, V]`.
 
@@ -109,6 +109,8 @@ def row_pass(kernel: Kernel, device: torch.device) -> RowPass:
     `auto` compiles on CUDA, where the pass is then a few kernels instead of some twenty, and not on a CPU, where blocks
     in cache were as fast when measured (`tests/benchmarks`). Where compilation fails, eager takes over with a warning.
     """
+    if kernel not in ("auto", "eager", "compiled"):
+        raise ValueError(f"kernel is auto, eager or compiled, got {kernel!r}")
     if kernel == "eager" or (kernel == "auto" and not (device.type == "cuda" and _has_triton())):
         return row_losses_and_gradient
     return _compiled()
@@ -120,17 +122,21 @@ def _has_triton() -> bool:
 
 @cache
 def _compiled() -> RowPass:
-    compiled: Any = torch.compile(row_losses_and_gradient)
+    compiled: Any = None
     broken = False
 
     def run(*arguments: Any) -> tuple[list[Tensor], Tensor]:
-        nonlocal broken
+        nonlocal compiled, broken
         if not broken:
             try:
-                return compiled(*arguments)
+                compiled = compiled or torch.compile(row_losses_and_gradient)
+                _, _, labels_N, _, coefficients = arguments[:5]
+                # As a tensor, and so no constant of the code: a schedule changes them every step.
+                as_tensor = torch.stack([labels_N.new_full((), value, dtype=torch.float64) for value in coefficients])
+                return compiled(*arguments[:4], as_tensor, *arguments[5:])
+            except torch.OutOfMemoryError:
+                raise
             except Exception as error:  # a missing compiler shows up as any of a dozen types
-                if isinstance(error, torch.OutOfMemoryError):
-                    raise
                 broken = True
                 reason = str(error).strip().splitlines()[0]
                 warnings.warn(f"torch.compile failed, the eager kernel takes over: {reason}", stacklevel=2)

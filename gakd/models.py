@@ -51,6 +51,8 @@ class ModelConfig:
     """LoRA's alpha. [32]"""
     lora_dropout: float = 0.1
     """LoRA's dropout. [0.1]"""
+    activation_checkpointing: bool = False
+    """Keep only the student's layer inputs and recompute the rest in the backward: less memory, about a third more time."""
 
 
 class ModelError(InputError):
@@ -95,6 +97,9 @@ def local_folder(name: str) -> Path | None:
 def load_student(config: ModelConfig) -> nn.Module:
     """The student in fp32, pruned and with LoRA as configured, all of it trainable without LoRA."""
     model = load_model(config.student, layers=config.student_layers)
+    if config.activation_checkpointing:
+        # Non-reentrant: the embeddings of a LoRA student carry no gradient that reentrant checkpoints could start from.
+        model.activation_checkpointing_enable({"use_reentrant": False})
     return add_lora(model, config.lora_rank, config.lora_alpha, config.lora_dropout) if config.lora_rank else model
 
 

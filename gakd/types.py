@@ -8,7 +8,6 @@ Shape legend, used as suffixes of tensor names everywhere:
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import NamedTuple, Protocol
 
 import torch
@@ -129,6 +128,9 @@ class TokenChunk:
         self.student_log_probs_NV = student_log_probs_NV
         self._teacher_log_probs_NV = teacher_log_probs_NV
         self.labels_N = labels_N
+        # Not cached properties: their lock ends a compiled graph.
+        self._student_probs_NV: Tensor | None = None
+        self._teacher_probs_NV: Tensor | None = None
 
     @property
     def teacher_log_probs_NV(self) -> Tensor:
@@ -138,13 +140,17 @@ class TokenChunk:
             )
         return self._teacher_log_probs_NV
 
-    @cached_property
+    @property
     def student_probs_NV(self) -> Tensor:
-        return self.student_log_probs_NV.exp()
+        if self._student_probs_NV is None:
+            self._student_probs_NV = self.student_log_probs_NV.exp()
+        return self._student_probs_NV
 
-    @cached_property
+    @property
     def teacher_probs_NV(self) -> Tensor:
-        return self.teacher_log_probs_NV.exp()
+        if self._teacher_probs_NV is None:
+            self._teacher_probs_NV = self.teacher_log_probs_NV.exp()
+        return self._teacher_probs_NV
 
 
 class TokenTerm(Protocol):
@@ -159,11 +165,12 @@ class TokenTerm(Protocol):
         """Losses `[N]`, before `scale`."""
         ...
 
-    def accumulate_(self, chunk: TokenChunk, coefficient: float, total_NV: Tensor | None) -> tuple[Tensor, Tensor]:
+    def accumulate_(self, chunk: TokenChunk, coefficient: float | Tensor, total_NV: Tensor | None) -> tuple[Tensor, Tensor]:
         """Losses `[N]` before `scale`, and `total + coefficient * d(loss of the row)/d(student log-probabilities)`.
 
         Without graph. The gradient may leave out any multiple of the student's probabilities, a row's own, which the
-        softmax cancels. `total_NV` may be written to and is None for the first term of a pass; the chunk may not be.
+        softmax cancels. The coefficient is a scalar tensor in a compiled pass, which else would be compiled anew for every
+        value. `total_NV` may be written to and is None for the first term of a pass; the chunk may not be.
         """
         ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -192,6 +193,45 @@ def test_the_allocation_watch_sees_what_it_is_there_for():
     with AllocationWatch(VOCAB) as watch:
         step.student(input_ids=batch.input_ids, attention_mask=batch.attention_mask)
     assert max(watch.rows) >= batch.labels.numel()
+
+
+class WaitWatch(TorchDispatchMode):
+    """Operations whose result a host must wait for before it can go on, and where they were called from."""
+
+    WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique2", "equal", "repeat_interleave")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        name = function._schema.name.split("::")[1]
+        by_mask = name == "index" and any(index is not None and index.dtype == torch.bool for index in arguments[1])
+        if name in self.WAITS or by_mask:
+            frames = [frame for frame in traceback.extract_stack() if "torch/" not in frame.filename]
+            self.seen.append(frames[-2].filename.rsplit("/", 1)[-1])
+        return function(*arguments, **(keywords or {}))
+
+
+@pytest.mark.parametrize("step_rows", [None, 1.0], ids=["factored", "direct"])
+def test_nothing_in_the_inner_loop_waits_for_the_device(step_rows):
+    step = Step()
+    batches = [batch_of(sequences(count=40)), batch_of(sequences(count=40, seed=1))]
+    coefficients = step.objective.coefficients(0, Counts(sum(sum(batch.lengths) for batch in batches), 80))
+    if step_rows is not None:
+        coefficients = coefficients._replace(step_rows=step_rows)
+    with WaitWatch() as watch:
+        for batch in batches:
+            teacher_output = step.teacher(batch)
+            output = step.distiller(batch, teacher_output, coefficients)
+            game = step.adversarial(output, teacher_output, batch, coefficients)
+            (output.loss + game.loss).backward()
+        step.adversarial.flush()
+    # transformers looks once a forward whether sequences are packed; nothing here does.
+    assert set(watch.seen) <= {"masking_utils.py"}
+    with WaitWatch() as watch:
+        assert batches[0].mask.sum().item() > 0
+    assert watch.seen == ["test_distiller.py"]
 
 
 def test_an_objective_with_two_adversaries_is_refused():

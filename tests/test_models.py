@@ -204,3 +204,33 @@ def test_a_student_is_pruned_and_trainable(tmp_path):
     assert len(student.model.layers) == 2
     assert all(parameter.requires_grad for parameter in student.parameters())
     assert student.lm_head.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_activation_checkpointing_keeps_fewer_activations_and_the_same_gradients(lora_rank, tmp_path):
+    if lora_rank:
+        pytest.importorskip("peft", reason="the extra gakd[lora]")
+    folder = str(tiny.save(tmp_path / "student", tiny.model(layers=4), tiny.tokenizer()))
+    kept, gradients = [], []
+    for checkpointing in (False, True):
+        config = ModelConfig(
+            student=folder, lora_rank=lora_rank, lora_dropout=0.3, activation_checkpointing=checkpointing
+        )
+        torch.manual_seed(0)
+        model = load_student(config).train()
+        torch.manual_seed(1)
+        saved: set[int] = set()
+
+        def pack(tensor, saved=saved):
+            saved.add(tensor.untyped_storage().data_ptr())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = hidden_rows(model, Batch.of(IDS, torch.ones_like(IDS), IDS)).square().sum()
+        loss.backward()
+        kept.append(len(saved))
+        gradients.append([parameter.grad for parameter in model.parameters() if parameter.grad is not None])
+    assert kept[1] < kept[0] / 3
+    assert len(gradients[0]) > 0
+    for plain, recomputed in zip(*gradients, strict=True):
+        assert torch.equal(plain, recomputed)
