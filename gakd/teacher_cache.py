@@ -85,7 +85,7 @@ class TeacherCache:
 
     def missing(self, keys: Sequence[str]) -> int:
         """How many of the sequences are not in the cache."""
-        return int((~self._find(keys)[1]).sum()) if keys else 0
+        return int((~self._find(keys)[1]).sum())
 
     def rows(self, keys: Sequence[str], pin_memory: bool = False) -> tuple[Tensor, list[int]]:
         """Hidden states `[N, H]` of the sequences, one after the other, and how many rows each has; on the CPU."""
@@ -104,7 +104,7 @@ class TeacherCache:
         return hidden_NH, lengths
 
     def _find(self, keys: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        wanted = np.frombuffer(b"".join(map(bytes.fromhex, keys)), dtype=_KEY)
+        wanted = np.array([bytes.fromhex(key) for key in keys], dtype=_KEY)
         places = np.minimum(np.searchsorted(self._keys, wanted), len(self._keys) - 1)
         return places, self._keys[places] == wanted
 

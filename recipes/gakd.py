@@ -22,7 +22,6 @@ from gakd import (
     CenteredLogitReadout,
     CrossEntropy,
     Distiller,
-    LocalTeacher,
     RelativisticGAN,
     ReverseKL,
     TransformerDiscriminator,
@@ -32,7 +31,8 @@ from gakd import (
 from gakd.cli import start
 from gakd.data import DataConfig, load_data
 from gakd.evaluation import EvaluationConfig, HeldOut, conclude
-from gakd.models import ModelConfig, head_of, load_shared_tokenizer, load_student, load_teacher
+from gakd.models import ModelConfig, head_of, load_shared_tokenizer, load_student
+from gakd.teachers import load_teacher
 from gakd.training import Run, RunConfig
 
 
@@ -85,11 +85,11 @@ def main(config: Config) -> None:
     with run.main_first():
         tokenizer = load_shared_tokenizer(config.models)
         student = load_student(config.models)
-        teacher_model = load_teacher(config.models, run.teacher_dtype, run.device)
         data = load_data(config.data, tokenizer)
-    held_out = HeldOut(teacher_model, tokenizer, data, config.evaluation)
+        teacher = load_teacher(config.models, data, run.teacher_dtype, run.device)
+    held_out = HeldOut(teacher, tokenizer, data, config.evaluation)
 
-    vocab_size = min(head_of(student).vocab_size, head_of(teacher_model).vocab_size)
+    vocab_size = min(head_of(student).vocab_size, teacher.head.vocab_size)
     adversarial = Adversarial(
         TransformerDiscriminator(config.readout_width),
         RelativisticGAN(config.r1, config.r2),
@@ -100,7 +100,6 @@ def main(config: Config) -> None:
         + config.reverse_kl_weight * ReverseKL()
         + ramp(config.adversarial_weight, config.adversarial_start, config.adversarial_ramp) * adversarial
     )
-    teacher = LocalTeacher(teacher_model)
     distiller = run.setup(Distiller(student, objective))
     discriminator_optimizer = torch.optim.AdamW(
         adversarial.parameters(), lr=config.discriminator_learning_rate, betas=(0.0, 0.99), weight_decay=0.01

@@ -8,11 +8,12 @@ In --help, [brackets] hold the paper's values. Without --student, the defaults s
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gakd import CrossEntropy, Distiller, ForwardKL, LocalTeacher, demo
+from gakd import CrossEntropy, Distiller, ForwardKL, demo
 from gakd.cli import start
 from gakd.data import DataConfig, load_data
 from gakd.evaluation import EvaluationConfig, HeldOut, conclude
-from gakd.models import ModelConfig, load_shared_tokenizer, load_student, load_teacher
+from gakd.models import ModelConfig, load_shared_tokenizer, load_student
+from gakd.teachers import load_teacher
 from gakd.training import Run, RunConfig
 
 
@@ -39,12 +40,11 @@ def main(config: Config) -> None:
     with run.main_first():
         tokenizer = load_shared_tokenizer(config.models)
         student = load_student(config.models)
-        teacher_model = load_teacher(config.models, run.teacher_dtype, run.device)
         data = load_data(config.data, tokenizer)
-    held_out = HeldOut(teacher_model, tokenizer, data, config.evaluation)
+        teacher = load_teacher(config.models, data, run.teacher_dtype, run.device)
+    held_out = HeldOut(teacher, tokenizer, data, config.evaluation)
 
     objective = config.cross_entropy_weight * CrossEntropy() + config.forward_kl_weight * ForwardKL()
-    teacher = LocalTeacher(teacher_model)
     distiller = run.setup(Distiller(student, objective))
     before = run.once("before.json", lambda: held_out.scores(student))
     run.restore()

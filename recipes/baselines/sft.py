@@ -12,7 +12,8 @@ from gakd import CrossEntropy, Distiller, demo
 from gakd.cli import start
 from gakd.data import DataConfig, load_data
 from gakd.evaluation import EvaluationConfig, HeldOut, conclude
-from gakd.models import ModelConfig, load_shared_tokenizer, load_student, load_teacher
+from gakd.models import ModelConfig, load_shared_tokenizer, load_student
+from gakd.teachers import load_teacher
 from gakd.training import Run, RunConfig
 
 
@@ -33,9 +34,10 @@ def main(config: Config) -> None:
     with run.main_first():
         tokenizer = load_shared_tokenizer(config.models)
         student = load_student(config.models)
-        teacher_model = load_teacher(config.models, run.teacher_dtype, run.device) if config.models.teacher else None
         data = load_data(config.data, tokenizer)
-    held_out = HeldOut(teacher_model, tokenizer, data, config.evaluation)
+        compared = config.models.teacher or config.models.teacher_cache
+        teacher = load_teacher(config.models, data, run.teacher_dtype, run.device) if compared else None
+    held_out = HeldOut(teacher, tokenizer, data, config.evaluation)
 
     objective = 1.0 * CrossEntropy()
     distiller = run.setup(Distiller(student, objective))

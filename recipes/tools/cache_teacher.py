@@ -1,0 +1,153 @@
+"""A teacher's last hidden states of a dataset, once, for runs that then need no teacher: --teacher-cache OUTPUT.
+
+python recipes/tools/cache_teacher.py --teacher Qwen3-8B --dataset dolly --output caches/qwen3-8b-dolly
+
+Killed at any moment, the same command goes on after the last whole shard and writes the same bytes; on a finished cache
+it checks every byte, makes damaged files again, and leaves the rest alone. See docs/teacher-cache.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import tyro
+
+from gakd.cache_writer import CacheWriter
+from gakd.cli import run
+from gakd.data import DataConfig, Example, Split, collate, load_split
+from gakd.evaluation.generation import special_ids
+from gakd.fingerprints import model_files, text_digest, tokenizer_fingerprint
+from gakd.logs import ProgressView
+from gakd.models import ModelError, check_tokenizers, load_model, load_tokenizer, local_folder
+from gakd.teacher_cache import DTYPES, MANIFEST, read_manifest
+from gakd.teachers import LocalTeacher
+
+
+@dataclass
+class Config:
+    teacher: str
+    """The model that is cached: a folder, a hub id or a name such as Qwen3-8B; LoRA weights merged."""
+    output: Path
+    """Folder of the cache; --teacher-cache of a recipe."""
+    splits: tuple[Split, ...] = ("train", "valid", "test")
+    """Splits that are cached; a recipe needs all three."""
+    tokenizer: str | None = None
+    """Whose tokenizer and chat template set the text, if not the teacher's: the student's, where its template differs."""
+    batch_size: int = 16
+    """Sequences of like length per forward: memory and speed."""
+    shard_megabytes: int = 128
+    """Hidden states per file, about; what an interruption costs at most."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """The teacher's arithmetic and what is stored; auto as recipes run teachers: bfloat16 on a GPU, else float32."""
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+def main(config: Config) -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = config.dtype if config.dtype != "auto" else ("bfloat16" if device.type == "cuda" else "float32")
+    tokenizer = load_tokenizer(config.tokenizer or config.teacher)
+    if config.tokenizer is not None:
+        check_tokenizers(tokenizer, load_tokenizer(config.teacher), (config.tokenizer, config.teacher))
+    splits = {split: load_split(config.data, tokenizer, split) for split in config.splits}
+    # A sequence that comes twice is read once, whatever split it is in.
+    examples = list({example.key: example for split in splits.values() for example in split}.values())
+    batches = batched(examples, config.batch_size)
+    settings = asdict(config.data) | {
+        "teacher": config.teacher, "tokenizer": tokenizer_fingerprint(tokenizer), "dtype": dtype, "device": device.type,
+        "batch_size": config.batch_size, "shard_megabytes": config.shard_megabytes,
+        "splits": {split: len(own) for split, own in splits.items()},
+        "data": text_digest(" ".join(sorted(example.key for example in examples))),
+    }  # fmt: skip
+    writer = CacheWriter(config.output, settings, teacher_files(config))
+    for name in writer.damaged:
+        print(f"{config.output}: {name} is not as it was written, it is made again", flush=True)
+    if writer.complete:
+        print(f"{config.output} is complete, every byte as it was written")
+    else:
+        model = load_model(config.teacher, DTYPES[dtype]).to(device)  # type: ignore[arg-type]
+        fill(writer, LocalTeacher(model), batches, config, special_ids(tokenizer)[1])
+    report(writer, config)
+
+
+def teacher_files(config: Config) -> dict[str, dict[str, Any]]:
+    """The teacher's files, with their hashes; fetched where only the tokenizer has been on this machine."""
+    known = read_manifest(config.output)["teacher_files"] if (config.output / MANIFEST).exists() else {}
+    folder = local_folder(config.teacher)
+    files = model_files(folder, known) if folder is not None else {}
+    if not files:
+        load_model(config.teacher)
+        folder = local_folder(config.teacher)
+        files = model_files(folder, known) if folder is not None else {}
+    if folder is None or not files or (folder / "adapter_config.json").exists():
+        raise ModelError(
+            f"{config.teacher} has no whole weights of its own: merge its adapters and give the merged folder"
+        )
+    return files
+
+
+def batched(examples: Sequence[Example], batch_size: int) -> list[list[Example]]:
+    """Batches of like lengths. The longest comes first, so that what does not fit in memory fails at once; the others in
+    an order of chance that is the same every time, so that the time left is told right."""
+    ordered = sorted(examples, key=lambda example: (-example.length, example.key))
+    batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
+    return [*batches[:1], *sorted(batches[1:], key=lambda batch: batch[0].key)]
+
+
+def sharded(batches: Sequence[list[Example]], rows: int) -> Iterator[list[list[Example]]]:
+    """Whole batches that reach so many rows together."""
+    shard: list[list[Example]] = []
+    held = 0
+    for batch in batches:
+        shard.append(batch)
+        held += sum(len(example.response_ids) for example in batch)
+        if held >= rows:
+            yield shard
+            shard, held = [], 0
+    if shard:
+        yield shard
+
+
+def fill(
+    writer: CacheWriter, teacher: LocalTeacher, batches: Sequence[list[Example]], config: Config, pad_token_id: int
+) -> None:
+    """Everything that the cache still lacks."""
+    writer.write_head(teacher.head)
+    weight = teacher.head.weight
+    shards = list(sharded(batches, (config.shard_megabytes << 20) // (weight.shape[1] * weight.element_size())))
+    names = [f"shard-{index:05d}.safetensors" for index in range(len(shards))]
+    done = sum(len(shard) for name, shard in zip(names, shards, strict=True) if writer.finished(name))
+    view = ProgressView(len(batches), done, shown=True)
+    for name, shard in zip(names, shards, strict=True):
+        if writer.finished(name):
+            continue
+        hidden = []
+        for examples in shard:
+            batch = collate(examples, pad_token_id)
+            hidden.append(teacher(batch.to(weight.device)).hidden_NH.cpu())
+            done += 1
+            view.update(done, batch.tokens, {})
+        of_shard = [example for examples in shard for example in examples]
+        lengths = [len(example.response_ids) for example in of_shard]
+        writer.write_shard(name, [example.key for example in of_shard], lengths, torch.cat(hidden))
+    view.close()
+    sequences = [example for batch in batches for example in batch]
+    writer.finish(len(sequences), sum(len(example.response_ids) for example in sequences))
+
+
+def report(writer: CacheWriter, config: Config) -> None:
+    manifest = writer.manifest
+    width = DTYPES[manifest["settings"]["dtype"]].itemsize
+    size = sum(entry["bytes"] for entry in manifest["files"].values())
+    print(
+        f"{config.output}: {manifest['sequences']:,} sequences, {manifest['rows']:,} supervised tokens, {size / 1e9:.2f} GB\n"
+        f"{config.teacher}: {manifest['width'] * width:,} bytes per token, exact; top-k schemes 114 to 300, truncated; "
+        f"full bfloat16 logits {2 * manifest['head']['vocabulary']:,}"
+    )
+
+
+if __name__ == "__main__":
+    run(main, tyro.cli(Config, description=__doc__, config=(tyro.conf.OmitArgPrefixes,)))
