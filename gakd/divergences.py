@@ -191,13 +191,7 @@ class SkewReverseKL(Divergence):
         return functional.skew_reverse_kl(student_log_probs_NV, teacher_log_probs_NV, self.alpha)
 
     def losses_and_gradient(self, chunk: TokenChunk) -> tuple[Tensor, Tensor]:
-        return functional.skew_reverse_kl_with_gradient(
-            chunk.student_log_probs_NV,
-            chunk.teacher_log_probs_NV,
-            chunk.student_probs_NV,
-            self.alpha,
-            self.detach_mixture,
-        )
+        return functional.skew_reverse_kl_with_gradient(*_arrays(chunk), self.alpha, self.detach_mixture)
 
 
 def _skew(alpha: float) -> float:

@@ -9,6 +9,8 @@ where probabilities underflow.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -57,10 +59,17 @@ def log_ratios_to_mixture(log_q_NV: Tensor, log_p_NV: Tensor, beta: float) -> tu
     return -log_m_over_q_NV, log_ratio_NV - log_m_over_q_NV
 
 
-def _ratios_to_student(log_q_NV: Tensor, log_p_NV: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """`log p - log q` and `m / q - 1`, m as in `log_ratios_to_mixture`; fresh tensors, to be written to."""
+def _ratios_to_student(
+    log_q_NV: Tensor, log_p_NV: Tensor, q_NV: Tensor, p_NV: Tensor, beta: float
+) -> tuple[Tensor, Tensor]:
+    """`log p - log q` and `m / q - 1 = beta (p - q) / q`, m as in `log_ratios_to_mixture`; fresh tensors, to be written to.
+
+    From the probabilities, which are there already: `expm1` of the first costs more than all else together.
+    """
     log_ratio_NV = (log_p_NV - log_q_NV).clamp_(max=MAX_LOG_RATIO)
-    return log_ratio_NV, torch.expm1(log_ratio_NV).mul_(beta)
+    tiny = torch.finfo(q_NV.dtype).tiny  # q may have underflowed to 0
+    ratio_NV = (p_NV - q_NV).div_(q_NV + tiny).clamp_(max=math.exp(MAX_LOG_RATIO))
+    return log_ratio_NV, ratio_NV.mul_(beta)
 
 
 def jensen_shannon(log_q_NV: Tensor, log_p_NV: Tensor, beta: float = 0.5) -> Tensor:
@@ -85,7 +94,7 @@ def jensen_shannon_with_gradient(
         return forward_kl_with_gradient(log_q_NV, log_p_NV, q_NV, p_NV)
     if beta == 1:
         return reverse_kl_with_gradient(log_q_NV, log_p_NV, q_NV)
-    log_p_over_q_NV, excess_NV = _ratios_to_student(log_q_NV, log_p_NV, beta)
+    log_p_over_q_NV, excess_NV = _ratios_to_student(log_q_NV, log_p_NV, q_NV, p_NV, beta)
     log_m_over_q_NV = excess_NV.log1p_()
     teacher_kl_N = log_p_over_q_NV.sub_(log_m_over_q_NV).mul_(p_NV).sum(-1)
     gradient_NV = log_m_over_q_NV.mul_(q_NV).mul_(beta - 1)
@@ -105,7 +114,7 @@ def skew_forward_kl_with_gradient(
     """Skew forward KL and `G = -(1 - alpha) q (p / m - 1)`, where `p / m - 1 = (1 - alpha) / alpha (1 - q / m)`."""
     if alpha == 0:
         return forward_kl_with_gradient(log_q_NV, log_p_NV, q_NV, p_NV)
-    log_p_over_q_NV, excess_NV = _ratios_to_student(log_q_NV, log_p_NV, alpha)
+    log_p_over_q_NV, excess_NV = _ratios_to_student(log_q_NV, log_p_NV, q_NV, p_NV, alpha)
     losses_N = log_p_over_q_NV.sub_(torch.log1p(excess_NV)).mul_(p_NV).sum(-1)
     gradient_NV = excess_NV.div_(excess_NV + 1).mul_(q_NV)
     return losses_N, gradient_NV.mul_(-((1 - alpha) ** 2) / alpha)
@@ -119,12 +128,12 @@ def skew_reverse_kl(log_q_NV: Tensor, log_p_NV: Tensor, alpha: float = 0.1) -> T
 
 
 def skew_reverse_kl_with_gradient(
-    log_q_NV: Tensor, log_p_NV: Tensor, q_NV: Tensor, alpha: float, detach_mixture: bool = False
+    log_q_NV: Tensor, log_p_NV: Tensor, q_NV: Tensor, p_NV: Tensor, alpha: float, detach_mixture: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Skew reverse KL and `G = q (log q - log m - alpha (q / m - 1))`; its last part is the mixture's, left out on request."""
     if alpha == 0:
         return reverse_kl_with_gradient(log_q_NV, log_p_NV, q_NV)
-    _, excess_NV = _ratios_to_student(log_q_NV, log_p_NV, 1 - alpha)
+    _, excess_NV = _ratios_to_student(log_q_NV, log_p_NV, q_NV, p_NV, 1 - alpha)
     gradient_NV = torch.log1p(excess_NV).mul_(q_NV).neg_()
     losses_N = gradient_NV.sum(-1)
     if not detach_mixture:

@@ -86,18 +86,24 @@ class _Chunks:
 
     def at(self, temperature: float) -> TokenChunk:
         if temperature not in self._at:
-            student_NV, teacher_NV = (
-                None if logits_NV is None else log_softmax(logits_NV, temperature)
-                for logits_NV in (self.logits_NV, self.teacher_logits_NV)
-            )
-            assert student_NV is not None
-            self._at[temperature] = TokenChunk(student_NV, teacher_NV, self.labels_N)
+            log_q_NV, q_NV = log_probs_and_probs(self.logits_NV, temperature)
+            log_p_NV, p_NV = None, None
+            if self.teacher_logits_NV is not None:
+                log_p_NV, p_NV = log_probs_and_probs(self.teacher_logits_NV, temperature)
+            self._at[temperature] = TokenChunk(log_q_NV, log_p_NV, self.labels_N, q_NV, p_NV)
         return self._at[temperature]
 
 
-def log_softmax(logits_NV: Tensor, temperature: float) -> Tensor:
-    """One way for both models, so that equal ones agree to the last bit."""
-    return torch.log_softmax(logits_NV if temperature == 1.0 else logits_NV / temperature, dim=-1)
+def log_probs_and_probs(logits_NV: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Both from one exponential: `log q = z - (z_max - log q_max)`, and the likeliest token's q is at least 1/V.
+
+    One way for both models, so that equal ones agree to the last bit.
+    """
+    if temperature != 1.0:
+        logits_NV = logits_NV / temperature
+    probs_NV = torch.softmax(logits_NV, dim=-1)
+    log_normalizer_N1 = logits_NV.amax(-1, keepdim=True) - probs_NV.amax(-1, keepdim=True).log()
+    return logits_NV - log_normalizer_N1, probs_NV
 
 
 RowPass = Callable[..., tuple[list[Tensor], Tensor]]

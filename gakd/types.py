@@ -121,16 +121,18 @@ class Head(NamedTuple):
 class TokenChunk:
     """Some rows of one micro-batch, as a token term sees them: log-probabilities of both models, and labels.
 
-    Probabilities are formed on first use and shared by the terms of one pass.
+    Probabilities that are not given are formed on first use, and shared by the terms of one pass.
     """
 
-    def __init__(self, student_log_probs_NV: Tensor, teacher_log_probs_NV: Tensor | None, labels_N: Tensor) -> None:
+    def __init__(
+        self, student_log_probs_NV: Tensor, teacher_log_probs_NV: Tensor | None, labels_N: Tensor,
+        student_probs_NV: Tensor | None = None, teacher_probs_NV: Tensor | None = None,
+    ) -> None:  # fmt: skip
         self.student_log_probs_NV = student_log_probs_NV
         self._teacher_log_probs_NV = teacher_log_probs_NV
         self.labels_N = labels_N
         # Not cached properties: their lock ends a compiled graph.
-        self._student_probs_NV: Tensor | None = None
-        self._teacher_probs_NV: Tensor | None = None
+        self._student_probs_NV, self._teacher_probs_NV = student_probs_NV, teacher_probs_NV
 
     @property
     def teacher_log_probs_NV(self) -> Tensor:
@@ -159,13 +161,19 @@ class TokenTerm(Protocol):
     name: str
     needs_teacher: bool
     temperature: float  # both models' logits are divided by it before the softmax; the chunk is already at it
-    scale: float  # multiplies losses and gradient: temperature^2, or 1 where that factor is switched off
+
+    @property
+    def scale(self) -> float:
+        """Multiplies losses and gradient: temperature^2, or 1 where that factor is switched off."""
+        ...
 
     def chunk_losses(self, chunk: TokenChunk) -> Tensor:
         """Losses `[N]`, before `scale`."""
         ...
 
-    def accumulate_(self, chunk: TokenChunk, coefficient: float | Tensor, total_NV: Tensor | None) -> tuple[Tensor, Tensor]:
+    def accumulate_(
+        self, chunk: TokenChunk, coefficient: float | Tensor, total_NV: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Losses `[N]` before `scale`, and `total + coefficient * d(loss of the row)/d(student log-probabilities)`.
 
         Without graph. The gradient may leave out any multiple of the student's probabilities, a row's own, which the

@@ -38,8 +38,22 @@ def test_every_label_is_the_token_after_its_input_and_only_responses_are_labelle
 def test_a_batch_is_as_wide_as_its_longest_example_and_its_order_is_kept():
     assert collate(EXAMPLES[1:], 0).input_ids.shape == (2, 3)
     whole, turned = collate(EXAMPLES, 0), collate(EXAMPLES[::-1], 0)
-    for tensor, other in zip(whole, turned, strict=True):
+    for tensor, other in zip(whole[:3], turned[:3], strict=True):
         assert torch.equal(tensor.flip(0), other)
+    assert (whole.lengths[::-1], whole.keys[::-1]) == (turned.lengths, turned.keys)
+
+
+def test_supervised_rows_and_their_packed_places_follow_from_the_labels():
+    batch = collate(EXAMPLES, 0)
+    flat = batch.labels.flatten()
+    assert torch.equal(batch.labels_N, flat[flat != IGNORE_INDEX])
+    assert batch.lengths == tuple(len(example.response_ids) for example in EXAMPLES)
+    width = max(batch.lengths)
+    places = [row * width + index for row, length in enumerate(batch.lengths) for index in range(length)]
+    assert batch.slots_N.tolist() == places
+    assert batch.tokens == sum(example.length - 1 for example in EXAMPLES)
+    assert [example.key for example in EXAMPLES] == list(batch.keys)
+    assert len(set(batch.keys)) == len(EXAMPLES)
 
 
 def test_no_examples_are_an_error():

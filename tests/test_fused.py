@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
-from gakd import CrossEntropy, Divergence, ForwardKL, Head, JensenShannon, ReverseKL, TeacherOutput
+from gakd import CrossEntropy, Divergence, ForwardKL, Head, JensenShannon, ReverseKL, TeacherOutput, fused
 from gakd.fused import default_chunk_rows, token_losses, token_values
 
 TERMS = [CrossEntropy(), ForwardKL(), ReverseKL(), JensenShannon(0.3)]
@@ -76,13 +76,17 @@ def test_loss_and_gradients_equal_the_unfused_computation(case, chunk_rows):
         torch.testing.assert_close(values[name], losses_N, rtol=1e-10, atol=1e-12)
 
 
-def test_fp32_is_close_to_float64():
+@pytest.mark.parametrize("head_slice", [2048, 16])
+@pytest.mark.parametrize("bias", [False, True])
+def test_fp32_is_close_to_float64_whichever_way_a_chunk_is_multiplied(head_slice, bias, monkeypatch):
+    monkeypatch.setattr(fused, "HEAD_SLICE", head_slice)
     gradients = []
     for dtype in (torch.float32, torch.float64):
-        hidden, head, labels, teacher = inputs()
+        hidden, head, labels, teacher = inputs(bias=bias, student_vocab=53)
         hidden, weight = hidden.detach().to(dtype).requires_grad_(), head.weight.detach().to(dtype).requires_grad_()
+        offset = head.bias.detach().to(dtype) if bias else None
         teacher = TeacherOutput(teacher.hidden_NH.to(dtype), Head(teacher.head.weight.to(dtype)))
-        loss, _ = token_losses(hidden, Head(weight), labels, TERMS, COEFFICIENTS, teacher, 16)
+        loss, _ = token_losses(hidden, Head(weight, offset), labels, TERMS, COEFFICIENTS, teacher, 16)
         gradients.append(torch.autograd.grad(loss, [hidden, weight]))
     for single, double in zip(*gradients, strict=True):
         torch.testing.assert_close(single.double(), double, rtol=1e-4, atol=1e-5)
@@ -188,7 +192,7 @@ def test_errors_name_what_was_got_and_what_to_do():
 
 @pytest.mark.parametrize(
     ("vocab_size", "device", "rows"),
-    [(151_936, "cpu", 128), (49_152, "cpu", 256), (1_024, "cpu", 8192), (151_936, "cuda", 256), (32_768, "cuda", 1024)],
+    [(151_936, "cpu", 128), (49_152, "cpu", 128), (1_024, "cpu", 4096), (151_936, "cuda", 256), (32_768, "cuda", 1024)],
 )
 def test_default_chunk_is_a_power_of_two_that_fills_the_budget_and_at_least_128_rows(vocab_size, device, rows):
     assert default_chunk_rows(vocab_size, torch.device(device)) == rows
