@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from gakd.adversarial import Adversarial
 from gakd.fused import token_losses
+from gakd.kernel import Kernel
 from gakd.models import head_of, hidden_rows
 from gakd.objective import Coefficients, Objective
 from gakd.types import Batch, Head, StudentOutput, StudentRows, TeacherOutput, TokenTerm
@@ -20,10 +21,13 @@ class Distiller(nn.Module):
     The adversary is held, not owned: it stays outside the wrapper, replicated and in fp32.
     """
 
-    def __init__(self, student: nn.Module, objective: Objective, chunk_rows: int | None = None) -> None:
+    def __init__(
+        self, student: nn.Module, objective: Objective, chunk_rows: int | None = None, kernel: Kernel = "auto"
+    ) -> None:
         super().__init__()
         self.student = student
         self.chunk_rows = chunk_rows
+        self.kernel: Kernel = kernel
         self._token_terms = cast("list[TokenTerm]", [term for term in objective if term.unit == "token"])
         adversaries = [term for term in objective if isinstance(term, Adversarial)]
         if len(adversaries) > 1:
@@ -36,7 +40,14 @@ class Distiller(nn.Module):
         hidden_NH = hidden_rows(self.student, batch)
         head = head_of(self.student)
         loss, losses = token_losses(
-            hidden_NH, head, batch.labels_N, self._token_terms, coefficients.terms, teacher, self.chunk_rows
+            hidden_NH,
+            head,
+            batch.labels_N,
+            self._token_terms,
+            coefficients.terms,
+            teacher,
+            self.chunk_rows,
+            self.kernel,
         )
         return StudentOutput(loss, losses, self._readout(hidden_NH, head, coefficients))
 

@@ -48,7 +48,7 @@ class FrozenHeadsReadout(nn.Module):
                 )
         columns = _Columns(student, teacher, like.weight.shape[1], like.centered)
         to_basis_CK, onto_basis_KC = _basis(columns)
-        map_RV = like.weight.detach()
+        map_RV = like.weight.detach().to(teacher.weight.device)
         map_RK = torch.zeros(len(map_RV), to_basis_CK.shape[1], dtype=torch.float64, device=map_RV.device)
         gram_RR = torch.zeros(len(map_RV), len(map_RV), dtype=torch.float64, device=map_RV.device)
         mean_R = map_RV.double().mean(-1, keepdim=True) if like.centered else 0.0
@@ -96,7 +96,10 @@ def logit_readout(student: Head, teacher: Head, width: int = 256, centered: bool
 
 
 class _Columns:
-    """Both heads side by side, `scale * [W_student, b_student, W_teacher, b_teacher]`, `[V, C]`, some rows at a time."""
+    """Both heads side by side, `scale * [W_student, b_student, W_teacher, b_teacher]`, `[V, C]`, some rows at a time.
+
+    On the teacher's device, wherever the student is: it may not have moved to its own yet.
+    """
 
     def __init__(self, student: Head, teacher: Head, vocab_size: int, centered: bool) -> None:
         self.heads, self.vocab_size = (student, teacher), vocab_size
@@ -111,9 +114,10 @@ class _Columns:
     def block(self, part: slice) -> Tensor:
         columns = []
         for head in self.heads:
-            bias_P1 = head.weight.new_zeros(self.vocab_size) if head.bias is None else head.bias.detach()
-            columns += [head.scale * head.weight.detach()[part].double(), head.scale * bias_P1[part, None].double()]
-        return torch.cat(columns, dim=1) - self.mean_1C
+            bias_V = head.weight.new_zeros(self.vocab_size) if head.bias is None else head.bias.detach()
+            columns += [head.scale * head.weight.detach()[part], head.scale * bias_V[part, None]]
+        device = self.heads[1].weight.device
+        return torch.cat([column.to(device, torch.float64) for column in columns], dim=1) - self.mean_1C
 
     def split(self, onto_basis_KC: Tensor) -> dict[str, Tensor]:
         """Each head's and bias's coordinates, by the name of their buffer."""

@@ -136,9 +136,10 @@ class _Chunk(NamedTuple):
 
     def blocks(self) -> Iterator[tuple[slice, slice]]:
         """Few rows at a time: their slice of the pass, and of the chunk."""
-        size = block_rows(*self.student_NV.shape, self.student_NV.device)
-        for start in range(0, len(self.student_NV), size):
-            block = slice(start, min(start + size, len(self.student_NV)))
+        rows, vocab_size = self.student_NV.shape
+        size = block_rows(rows, vocab_size, self.student_NV.device)
+        for start in range(0, rows, size):
+            block = slice(start, min(start + size, rows))
             yield slice(self.rows.start + block.start, self.rows.start + block.stop), block
 
     def products(self, block: slice) -> tuple[Tensor, Tensor | None]:

@@ -47,5 +47,7 @@ class RunConfig:
     """Nodes, under torchrun or SLURM."""
     strategy: Literal["auto", "ddp"] = "auto"
     """How the student is spread over devices."""
+    kernel: Literal["auto", "eager", "compiled"] = "auto"
+    """Row-wise part of the token losses; auto: compiled on a GPU, else eager. Compiling takes a minute of the first step."""
     precision: Literal["auto", "32-true", "bf16-mixed", "bf16-true"] = "auto"
     """auto: bf16-mixed on a GPU, 32-true on a CPU."""

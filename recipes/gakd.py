@@ -19,13 +19,13 @@ import torch
 
 from gakd import (
     Adversarial,
-    CenteredLogitReadout,
     CrossEntropy,
     Distiller,
     RelativisticGAN,
     ReverseKL,
     TransformerDiscriminator,
     demo,
+    logit_readout,
     ramp,
 )
 from gakd.cli import start
@@ -89,18 +89,17 @@ def main(config: Config) -> None:
         teacher = load_teacher(config.models, data, run.teacher_dtype, run.device)
     held_out = HeldOut(teacher, tokenizer, data, config.evaluation)
 
-    vocab_size = min(head_of(student).vocab_size, teacher.head.vocab_size)
     adversarial = Adversarial(
         TransformerDiscriminator(config.readout_width),
         RelativisticGAN(config.r1, config.r2),
-        readout=CenteredLogitReadout(vocab_size, config.readout_width),
+        readout=logit_readout(head_of(student), teacher.head, config.readout_width),
     )
     objective = (
         config.cross_entropy_weight * CrossEntropy()
         + config.reverse_kl_weight * ReverseKL()
         + ramp(config.adversarial_weight, config.adversarial_start, config.adversarial_ramp) * adversarial
     )
-    distiller = run.setup(Distiller(student, objective))
+    distiller = run.setup(Distiller(student, objective, kernel=config.run.kernel))
     discriminator_optimizer = torch.optim.AdamW(
         adversarial.parameters(), lr=config.discriminator_learning_rate, betas=(0.0, 0.99), weight_decay=0.01
     )

@@ -32,7 +32,7 @@ RECIPES = {
     },
 }
 # Added and removed lines against the template: what a method changes, and nothing else.
-DIFFERENCES = {"sft": 93, "forward_kl": 88, "reverse_kl": 86, "jensen_shannon": 90}
+DIFFERENCES = {"sft": 92, "forward_kl": 87, "reverse_kl": 85, "jensen_shannon": 89}
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,10 @@ def assert_close(output: Path, expected: Path, tolerance: float) -> None:
                 ours[name], theirs[name], rtol=tolerance, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}"
             )
     for row, other in zip(metrics(output), metrics(expected), strict=True):
-        values, others = ({name: float(cell) for name, cell in cells.items() if cell} for cells in (row, other))
+        # How much is padding follows from the micro-batches.
+        values, others = (
+            {name: float(cell) for name, cell in cells.items() if cell and name != "padding"} for cells in (row, other)
+        )
         assert values == pytest.approx(others, rel=5e-3, abs=1e-4)
 
 

@@ -45,7 +45,7 @@ def main(config: Config) -> None:
     held_out = HeldOut(teacher, tokenizer, data, config.evaluation)
 
     objective = config.cross_entropy_weight * CrossEntropy() + config.forward_kl_weight * ForwardKL()
-    distiller = run.setup(Distiller(student, objective))
+    distiller = run.setup(Distiller(student, objective, kernel=config.run.kernel))
     before = run.once("before.json", lambda: held_out.scores(student))
     run.restore()
 

@@ -40,7 +40,7 @@ def main(config: Config) -> None:
     held_out = HeldOut(teacher, tokenizer, data, config.evaluation)
 
     objective = 1.0 * CrossEntropy()
-    distiller = run.setup(Distiller(student, objective))
+    distiller = run.setup(Distiller(student, objective, kernel=config.run.kernel))
     before = run.once("before.json", lambda: held_out.scores(student))
     run.restore()
 
