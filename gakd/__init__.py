@@ -17,6 +17,7 @@ from gakd.divergences import (
 )
 from gakd.frozen_heads import FrozenHeadsReadout, logit_readout
 from gakd.games import RelativisticGAN, WassersteinGAN
+from gakd.log_prob_readout import LogProbReadout
 from gakd.objective import Objective, Term, ramp
 from gakd.readouts import CenteredLogitReadout, LogitReadout
 from gakd.teachers import CachedTeacher, LocalTeacher
@@ -38,6 +39,7 @@ __all__ = [
     "Head",
     "JensenShannon",
     "LocalTeacher",
+    "LogProbReadout",
     "LogitReadout",
     "MLPDiscriminator",
     "Objective",

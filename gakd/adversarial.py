@@ -59,8 +59,10 @@ class Adversarial(nn.Module, Term):
         def score(readout_BTR: Tensor) -> Tensor:
             return self.discriminator(readout_BTR, packed_BT)
 
-        real_BTR = pack(self.readout.detached(teacher.hidden_NH, teacher.head, coefficients.step_rows), batch)
-        fake_BTR = pack(self.readout.detached(rows.hidden_NH, None, coefficients.step_rows), batch)
+        step_rows, readout = coefficients.step_rows, self.readout
+        real_NR = readout.detached(teacher.hidden_NH, teacher.head, step_rows, rows.teacher_log_normalizers_N)
+        fake_NR = readout.detached(rows.hidden_NH, None, step_rows, rows.log_normalizers_N)
+        real_BTR, fake_BTR = pack(real_NR, batch), pack(fake_NR, batch)
         statistics = self._discriminate(real_BTR, fake_BTR, score, valid_B * coefficients.per_sequence)
 
         with frozen(self.discriminator):

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import cast
 
-from torch import Tensor, nn
+from torch import nn
 
 from gakd.adversarial import Adversarial
-from gakd.fused import token_losses
+from gakd.fused import token_pass
 from gakd.kernel import Kernel
 from gakd.models import head_of, hidden_rows
 from gakd.objective import Coefficients, Objective
-from gakd.types import Batch, Head, StudentOutput, StudentRows, TeacherOutput, TokenTerm
+from gakd.types import Batch, StudentOutput, StudentRows, TeacherOutput, TokenTerm
 
 
 class Distiller(nn.Module):
@@ -39,20 +39,14 @@ class Distiller(nn.Module):
     def forward(self, batch: Batch, teacher: TeacherOutput | None, coefficients: Coefficients) -> StudentOutput:
         hidden_NH = hidden_rows(self.student, batch)
         head = head_of(self.student)
-        loss, losses = token_losses(
-            hidden_NH,
-            head,
-            batch.labels_N,
-            self._token_terms,
-            coefficients.terms,
-            teacher,
-            self.chunk_rows,
-            self.kernel,
-        )
-        return StudentOutput(loss, losses, self._readout(hidden_NH, head, coefficients))
-
-    def _readout(self, hidden_NH: Tensor, head: Head, coefficients: Coefficients) -> StudentRows | None:
-        if not self._adversary or coefficients.terms[self._adversary[0].name] == 0:
-            return None
-        live_NR = self._adversary[0].readout.live(hidden_NH, head, coefficients.step_rows)
-        return StudentRows(live_NR, hidden_NH.detach())
+        readout = next((term.readout for term in self._adversary if coefficients.terms[term.name] != 0), None)
+        tokens = token_pass(
+            hidden_NH, head, batch.labels_N, self._token_terms, coefficients.terms, teacher, self.chunk_rows, self.kernel,
+            normalizers=readout is not None and readout.needs_log_normalizers,
+        )  # fmt: skip
+        rows = None
+        if readout is not None:
+            live_NR = readout.live(hidden_NH, head, coefficients.step_rows, tokens.log_normalizers_N)
+            normalizers = tokens.log_normalizers_N, tokens.teacher_log_normalizers_N
+            rows = StudentRows(live_NR, hidden_NH.detach(), *normalizers)
+        return StudentOutput(tokens.loss, tokens.losses, rows)

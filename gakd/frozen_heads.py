@@ -31,6 +31,7 @@ class FrozenHeadsReadout(nn.Module):
     heads that train, soft-cap their logits or are smaller than the readout's vocabulary.
     """
 
+    needs_log_normalizers = False
     basis_student_KH: Tensor
     basis_teacher_KH: Tensor
     offset_student_K: Tensor
@@ -63,13 +64,15 @@ class FrozenHeadsReadout(nn.Module):
             self.register_buffer(name, value.to(map_RV.dtype))
         self._products = MapProducts(self.weight)
 
-    def live(self, hidden_NH: Tensor, head: Head, step_rows: float) -> Tensor:
+    def live(self, hidden_NH: Tensor, head: Head, step_rows: float, log_normalizers_N: Tensor | None = None) -> Tensor:
         if head.weight.requires_grad:
             raise ValueError("the student's head trains: this readout was formed from what it was; use LogitReadout")
         projection_RH, offset_R = self._project("student")
         return self._rows(hidden_NH, projection_RH.detach(), None if offset_R is None else offset_R.detach())
 
-    def detached(self, hidden_NH: Tensor, head: Head | None, step_rows: float) -> Tensor:
+    def detached(
+        self, hidden_NH: Tensor, head: Head | None, step_rows: float, log_normalizers_N: Tensor | None = None
+    ) -> Tensor:
         return self._rows(hidden_NH.detach(), *self._project("student" if head is None else "teacher"))
 
     def squared_norm(self, gradient_BTR: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ The gradient is formed in the forward, nothing is recomputed, and no `[N, V]` te
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,21 +15,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from gakd.kernel import Kernel, block_rows, row_losses, row_pass
-from gakd.types import Head, LogitShape, TeacherOutput, TokenTerm
-
-# Matrix products lose efficiency below 128 rows; above, time is flat and only memory grows, until a GPU wants more work.
-MIN_CHUNK_ROWS = 128
-HEAD_SLICE = 2048  # tokens of the vocabulary, see `_product_into`
-CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 128 * 2**20}
-
-
-def default_chunk_rows(vocab_size: int, device: torch.device) -> int:
-    """The smallest power of two of at least 128 rows whose fp32 logits fill 16 MiB on a CPU, 128 MiB on a GPU."""
-    rows = MIN_CHUNK_ROWS
-    while rows * vocab_size * 4 < CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"]):
-        rows *= 2
-    return rows
+from gakd.chunks import chunks, default_chunk_rows
+from gakd.kernel import Kernel, row_losses, row_pass
+from gakd.types import Head, TeacherOutput, TokenTerm
 
 
 @dataclass
@@ -45,6 +33,53 @@ class _Pass:
     vocab_size: int
     chunk_rows: int
     kernel: Kernel
+    normalizers: bool
+
+
+class TokenPass(NamedTuple):
+    """What one pass over the vocabulary gives."""
+
+    loss: Tensor  # scalar, ready for one backward
+    losses: dict[str, Tensor]  # term name -> [N]
+    log_normalizers_N: Tensor | None  # log-sum-exp of the student's logits, where asked for
+    teacher_log_normalizers_N: Tensor | None
+
+
+def token_pass(
+    hidden_NH: Tensor,
+    head: Head,
+    labels_N: Tensor,
+    terms: Sequence[TokenTerm],
+    coefficients: dict[str, float],
+    teacher: TeacherOutput | None = None,
+    chunk_rows: int | None = None,
+    kernel: Kernel = "auto",
+    normalizers: bool = False,
+) -> TokenPass:
+    """Weighted sum of token terms, ready for backward, each term's losses, and the log-sum-exps if asked for.
+
+    The loss is `sum_k c_k sum_n loss_kn`, a scalar whose gradient with respect to `hidden_NH`, the head's weight and bias
+    is already formed (a frozen head's is skipped); losses and log-sum-exps are detached; all in fp32 (fp64 from an fp64
+    head). Terms whose coefficient is 0 are not computed. Heads of different padded width over the same tokenizer are
+    cut to the shared vocabulary. `kernel` as in `kernel.row_pass`. One backward a call: the gradients are handed over,
+    not kept. Raises ValueError where rows and labels differ in number or a term lacks its teacher.
+    """
+    active = [term for term in terms if coefficients[term.name] != 0]
+    vocab_size = _check(hidden_NH, head, labels_N, active, teacher, normalizers)
+    spec = _Pass(
+        labels_N,
+        active,
+        [coefficients[term.name] for term in active],
+        teacher if normalizers or any(term.needs_teacher for term in active) else None,
+        head.scale,
+        head.softcap,
+        vocab_size,
+        chunk_rows or default_chunk_rows(vocab_size, hidden_NH.device),
+        kernel,
+        normalizers,
+    )
+    loss, student_N, teacher_N, *losses = _FusedTokenLosses.apply(hidden_NH, head.weight, head.bias, spec)
+    return TokenPass(loss, dict(zip([term.name for term in active], losses, strict=True)), student_N, teacher_N)
 
 
 def token_losses(
@@ -57,29 +92,8 @@ def token_losses(
     chunk_rows: int | None = None,
     kernel: Kernel = "auto",
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Weighted sum of token terms, ready for backward, and each term's losses.
-
-    Returns `sum_k c_k sum_n loss_kn`, a scalar whose gradient with respect to `hidden_NH`, the head's weight and bias
-    is already formed (a frozen head's is skipped), and `{term.name: losses [N]}`, detached; both in fp32 (fp64 from an
-    fp64 head). Terms whose coefficient is 0 are not computed. Heads of different padded width over the same tokenizer are
-    cut to the shared vocabulary. `kernel` as in `kernel.row_pass`. One backward a call: the gradients are handed over,
-    not kept. Raises ValueError where rows and labels differ in number or a term lacks its teacher.
-    """
-    active = [term for term in terms if coefficients[term.name] != 0]
-    vocab_size = _check(hidden_NH, head, labels_N, active, teacher)
-    spec = _Pass(
-        labels_N,
-        active,
-        [coefficients[term.name] for term in active],
-        teacher if any(term.needs_teacher for term in active) else None,
-        head.scale,
-        head.softcap,
-        vocab_size,
-        chunk_rows or default_chunk_rows(vocab_size, hidden_NH.device),
-        kernel,
-    )
-    loss, *losses = _FusedTokenLosses.apply(hidden_NH, head.weight, head.bias, spec)
-    return loss, {term.name: losses_N for term, losses_N in zip(active, losses, strict=True)}
+    """The loss and the losses of `token_pass`."""
+    return token_pass(hidden_NH, head, labels_N, terms, coefficients, teacher, chunk_rows, kernel)[:2]
 
 
 @torch.no_grad()
@@ -97,7 +111,7 @@ def token_values(
     chunk_rows = chunk_rows or default_chunk_rows(vocab_size, hidden_NH.device)
     sum_dtype = torch.promote_types(head.weight.dtype, torch.float32)
     losses = [labels_N.new_empty(len(labels_N), dtype=sum_dtype) for _ in terms]
-    for chunk in _chunks(hidden_NH, head, teacher, vocab_size, chunk_rows):
+    for chunk in chunks(hidden_NH, head, teacher, vocab_size, chunk_rows):
         for rows, block in chunk.blocks():
             values = row_losses(*chunk.products(block), labels_N[rows], terms, *chunk.shapes)
             for losses_N, values_N in zip(losses, values, strict=True):
@@ -106,8 +120,9 @@ def token_values(
 
 
 def _check(
-    hidden_NH: Tensor, head: Head, labels_N: Tensor, terms: Sequence[TokenTerm], teacher: TeacherOutput | None
-) -> int:
+    hidden_NH: Tensor, head: Head, labels_N: Tensor, terms: Sequence[TokenTerm], teacher: TeacherOutput | None,
+    both_vocabularies: bool = False,
+) -> int:  # fmt: skip
     """The vocabulary size of the pass, or ValueError."""
     rows = len(hidden_NH)
     if labels_N.shape != (rows,):
@@ -115,7 +130,7 @@ def _check(
             f"one label a row: got hidden states of {rows} rows and labels of shape {tuple(labels_N.shape)}"
         )
     needing = [term.name for term in terms if term.needs_teacher]
-    if not needing:
+    if not needing and (teacher is None or not both_vocabularies):
         return head.vocab_size
     if teacher is None:
         raise ValueError(f"{', '.join(needing)} compare with a teacher: pass a TeacherOutput, got None")
@@ -124,60 +139,6 @@ def _check(
             f"student and teacher must supervise the same rows: got {rows} and {len(teacher.hidden_NH)}; use one batch for both"
         )
     return min(head.vocab_size, teacher.head.vocab_size)
-
-
-class _Chunk(NamedTuple):
-    """Some rows of a pass: where they stand, and both models' products, views of buffers that the next chunk reuses."""
-
-    rows: slice
-    student_NV: Tensor
-    teacher_NV: Tensor | None
-    shapes: tuple[LogitShape, LogitShape]
-
-    def blocks(self) -> Iterator[tuple[slice, slice]]:
-        """Few rows at a time: their slice of the pass, and of the chunk."""
-        rows, vocab_size = self.student_NV.shape
-        size = block_rows(rows, vocab_size, self.student_NV.device)
-        for start in range(0, rows, size):
-            block = slice(start, min(start + size, rows))
-            yield slice(self.rows.start + block.start, self.rows.start + block.stop), block
-
-    def products(self, block: slice) -> tuple[Tensor, Tensor | None]:
-        return self.student_NV[block], None if self.teacher_NV is None else self.teacher_NV[block]
-
-
-def _chunks(
-    hidden_NH: Tensor, head: Head, teacher: TeacherOutput | None, vocab_size: int, chunk_rows: int
-) -> Iterator[_Chunk]:
-    total = len(hidden_NH)
-    buffer_NV = head.weight.new_empty(min(chunk_rows, total), vocab_size)
-    teacher_buffer_NV = None if teacher is None else teacher.head.weight.new_empty(buffer_NV.shape)
-    shapes = head.shape, head.shape if teacher is None else teacher.head.shape
-    for start in range(0, total, chunk_rows):
-        rows = slice(start, min(start + chunk_rows, total))
-        student_NV = _product_into(buffer_NV[: rows.stop - start], hidden_NH[rows], head)
-        teacher_NV = None
-        if teacher is not None and teacher_buffer_NV is not None:
-            teacher_NV = _product_into(teacher_buffer_NV[: rows.stop - start], teacher.hidden_NH[rows], teacher.head)
-        yield _Chunk(rows, student_NV, teacher_NV, shapes)
-
-
-def _product_into(product_NV: Tensor, hidden_NH: Tensor, head: Head) -> Tensor:
-    """The head's product for a chunk, written into its buffer.
-
-    On a CPU a slice of the head at a time and the other way round, `W h^T`, turned while it is in cache: with as few rows
-    as a chunk has, threaded libraries are a third faster that way.
-    """
-    vocab_size = product_NV.shape[1]
-    if product_NV.device.type != "cpu" or head.weight.dtype != torch.float32 or vocab_size < 2 * HEAD_SLICE:
-        return head.product(hidden_NH, vocab_size, out=product_NV)
-    hidden_HN = hidden_NH.to(head.weight.dtype).T.contiguous()
-    slice_VN = product_NV.new_empty(HEAD_SLICE, len(hidden_NH))
-    for start in range(0, vocab_size, HEAD_SLICE):
-        part = slice(start, min(start + HEAD_SLICE, vocab_size))
-        product_VN = torch.mm(head.weight[part], hidden_HN, out=slice_VN[: part.stop - start])
-        product_NV[:, part] = product_VN.T
-    return product_NV if head.bias is None else product_NV.add_(head.bias[:vocab_size])
 
 
 class _FusedTokenLosses(torch.autograd.Function):
@@ -197,20 +158,26 @@ class _FusedTokenLosses(torch.autograd.Function):
         hidden_gradient = torch.zeros_like(hidden_NH) if needs_hidden else None
         weight_gradient = torch.zeros_like(weight_VH, dtype=sum_dtype) if needs_weight else None
         bias_gradient = torch.zeros_like(bias_V, dtype=sum_dtype) if needs_bias and bias_V is not None else None
-        losses = [torch.zeros(len(hidden_NH), dtype=sum_dtype, device=hidden_NH.device) for _ in spec.terms]
+        models = 1 + (spec.teacher is not None) if spec.normalizers else 0
+        # Losses, then log-sum-exps, one value a row each.
+        values = hidden_NH.new_zeros(len(spec.terms) + models, len(hidden_NH), dtype=sum_dtype)
         kernel = row_pass(spec.kernel, hidden_NH.device)
 
-        for chunk in _chunks(hidden_NH, head, spec.teacher, spec.vocab_size, spec.chunk_rows) if spec.terms else ():
+        wanted = len(values) > 0
+        for chunk in chunks(hidden_NH, head, spec.teacher, spec.vocab_size, spec.chunk_rows) if wanted else ():
             for rows, block in chunk.blocks():
-                labels_N = spec.labels_N[rows]
-                values, gradient_NV = kernel(
-                    *chunk.products(block), labels_N, spec.terms, spec.coefficients, *chunk.shapes
-                )
-                for losses_N, values_N in zip(losses, values, strict=True):
-                    losses_N[rows] = values_N
-                if bias_gradient is not None:
-                    bias_gradient[: spec.vocab_size] += gradient_NV.sum(0)
-                chunk.student_NV[block] = gradient_NV  # the logits have been used up
+                result = kernel(
+                    *chunk.products(block), spec.labels_N[rows], spec.terms, spec.coefficients, *chunk.shapes,
+                    spec.normalizers,
+                )  # fmt: skip
+                for values_N, own_N in zip(values, [*result.losses, *result.log_normalizers], strict=True):
+                    values_N[rows] = own_N
+                if result.gradient_NV is not None:
+                    if bias_gradient is not None:
+                        bias_gradient[: spec.vocab_size] += result.gradient_NV.sum(0)
+                    chunk.student_NV[block] = result.gradient_NV  # the logits have been used up
+            if not spec.terms:
+                continue
             if hidden_gradient is not None:
                 hidden_gradient[chunk.rows] = chunk.student_NV @ used_VH
             if weight_gradient is not None:
@@ -218,13 +185,16 @@ class _FusedTokenLosses(torch.autograd.Function):
                 _add_product_(weight_gradient[: spec.vocab_size], chunk.student_NV.T, chunk_NH)
 
         loss = torch.zeros((), dtype=sum_dtype, device=hidden_NH.device)
+        losses = values[: len(spec.terms)].unbind()
         for coefficient, losses_N in zip(spec.coefficients, losses, strict=True):
             loss = loss + coefficient * losses_N.sum()
+        student_N = values[len(spec.terms)] if models else None
+        teacher_N = values[len(spec.terms) + 1] if models > 1 else None
         # Not saved for backward, which would keep a second reference: autograd then copies a gradient instead of taking it.
         ctx.gradients = hidden_gradient, weight_gradient, bias_gradient
         ctx.dtypes = weight_VH.dtype, None if bias_V is None else bias_V.dtype
-        ctx.mark_non_differentiable(*losses)
-        return (loss, *losses)
+        ctx.mark_non_differentiable(*(tensor for tensor in (student_N, teacher_N, *losses) if tensor is not None))
+        return loss, student_N, teacher_N, *losses
 
     @staticmethod
     @once_differentiable

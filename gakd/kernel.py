@@ -10,7 +10,7 @@ import importlib.util
 import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,11 +40,19 @@ def row_losses(
     return [term.chunk_losses(chunks.at(term.temperature)) * term.scale for term in terms]
 
 
+class RowResult(NamedTuple):
+    losses: list[Tensor]  # [N] of each term
+    gradient_NV: Tensor | None  # d(weighted sum of the row)/d(product); None without terms
+    log_normalizers: list[
+        Tensor
+    ]  # [N], where asked for: log-sum-exps of the student's logits, and of the teacher's if any
+
+
 def row_losses_and_gradient(
     product_NV: Tensor, teacher_product_NV: Tensor | None, labels_N: Tensor, terms: Sequence[TokenTerm],
-    coefficients: Sequence[float] | Tensor, shape: LogitShape, teacher_shape: LogitShape,
-) -> tuple[list[Tensor], Tensor]:  # fmt: skip
-    """Losses `[N]` of each term, and d(weighted sum of the row)/d(product) `[N, V]`.
+    coefficients: Sequence[float] | Tensor, shape: LogitShape, teacher_shape: LogitShape, normalizers: bool = False,
+) -> RowResult:  # fmt: skip
+    """Losses of each term, and the gradient of their weighted sum with respect to the student's raw product.
 
     Terms give gradients with respect to log-probabilities at their temperature; `logit_gradient` and a division by the
     temperature make them gradients of logits, once for all terms of one temperature.
@@ -64,8 +72,9 @@ def row_losses_and_gradient(
         assert gradient_NV is not None
         own_NV = logit_gradient(gradient_NV, chunk.student_probs_NV)
         total_NV = own_NV if total_NV is None else total_NV.add_(own_NV)
-    assert total_NV is not None
-    return [losses[index] for index in range(len(terms))], shape.through_(total_NV, chunks.logits_NV)
+    gradient_NV = None if total_NV is None else shape.through_(total_NV, chunks.logits_NV)
+    ordered = [losses[index] for index in range(len(terms))]
+    return RowResult(ordered, gradient_NV, chunks.log_normalizers() if normalizers else [])
 
 
 class _Chunks:
@@ -93,6 +102,14 @@ class _Chunks:
             self._at[temperature] = TokenChunk(log_q_NV, log_p_NV, self.labels_N, q_NV, p_NV)
         return self._at[temperature]
 
+    def log_normalizers(self) -> list[Tensor]:
+        """Of the logits as they are, at temperature 1: a logit less its log-probability, any token's."""
+        chunk = self.at(1.0)
+        normalizers = [self.logits_NV[:, 0] - chunk.student_log_probs_NV[:, 0]]
+        if self.teacher_logits_NV is not None:
+            normalizers.append(self.teacher_logits_NV[:, 0] - chunk.teacher_log_probs_NV[:, 0])
+        return normalizers
+
 
 def log_probs_and_probs(logits_NV: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Both from one exponential: `log q = z - (z_max - log q_max)`, and the likeliest token's q is at least 1/V.
@@ -106,7 +123,7 @@ def log_probs_and_probs(logits_NV: Tensor, temperature: float) -> tuple[Tensor, 
     return logits_NV - log_normalizer_N1, probs_NV
 
 
-RowPass = Callable[..., tuple[list[Tensor], Tensor]]
+RowPass = Callable[..., RowResult]
 
 
 def row_pass(kernel: Kernel, device: torch.device) -> RowPass:
@@ -131,14 +148,16 @@ def _compiled() -> RowPass:
     compiled: Any = None
     broken = False
 
-    def run(*arguments: Any) -> tuple[list[Tensor], Tensor]:
+    def run(*arguments: Any) -> RowResult:
         nonlocal compiled, broken
-        if not broken:
+        _, _, labels_N, _, coefficients = arguments[:5]
+        if coefficients and not broken:
             try:
                 compiled = compiled or torch.compile(row_losses_and_gradient)
-                _, _, labels_N, _, coefficients = arguments[:5]
                 # As a tensor, and so no constant of the code: a schedule changes them every step.
-                as_tensor = torch.stack([labels_N.new_full((), value, dtype=torch.float64) for value in coefficients])
+                as_tensor = torch.stack(
+                    [labels_N.new_full((), value, dtype=torch.float64) for value in [*coefficients, 0.0]]
+                )
                 return compiled(*arguments[:4], as_tensor, *arguments[5:])
             except torch.OutOfMemoryError:
                 raise

@@ -28,13 +28,21 @@ Owner = Literal["student", "teacher"]
 
 
 class Readout(Protocol):
-    """What `Adversarial` asks of a readout. `step_rows`: rows of each model that this rank reads in the whole step."""
+    """What `Adversarial` asks of a readout.
 
-    def live(self, hidden_NH: Tensor, head: Head, step_rows: float) -> Tensor:
+    `step_rows`: rows of each model that this rank reads in the whole step. `log_normalizers_N`: log-sum-exps of the rows'
+    logits, where the readout says it needs them.
+    """
+
+    needs_log_normalizers: bool
+
+    def live(self, hidden_NH: Tensor, head: Head, step_rows: float, log_normalizers_N: Tensor | None = None) -> Tensor:
         """The student's rows `[N, R]`, with gradient to hidden states and head, and not to the readout's parameters."""
         ...
 
-    def detached(self, hidden_NH: Tensor, head: Head | None, step_rows: float) -> Tensor:
+    def detached(
+        self, hidden_NH: Tensor, head: Head | None, step_rows: float, log_normalizers_N: Tensor | None = None
+    ) -> Tensor:
         """Rows whose gradient reaches the readout's parameters alone. Without a head: the student's, after `live`."""
         ...
 
@@ -70,6 +78,8 @@ class LogitReadout(nn.Module):
     one logit. Raises ValueError for a head that soft-caps its logits (not linear) or is smaller than `vocab_size`.
     """
 
+    needs_log_normalizers = False
+
     def __init__(self, vocab_size: int, width: int = 256, centered: bool = False) -> None:
         super().__init__()
         self.centered = centered
@@ -77,7 +87,7 @@ class LogitReadout(nn.Module):
         self._products = MapProducts(self.weight, centered)
         self._student_logits: list[Tensor] = []  # of the micro-batch in hand, where the direct way was taken
 
-    def live(self, hidden_NH: Tensor, head: Head, step_rows: float) -> Tensor:
+    def live(self, hidden_NH: Tensor, head: Head, step_rows: float, log_normalizers_N: Tensor | None = None) -> Tensor:
         self._check(head, "student")
         if self._direct(head, "student", step_rows):
             with torch.autocast(hidden_NH.device.type, enabled=False):
@@ -98,7 +108,9 @@ class LogitReadout(nn.Module):
             head.scale,
         )
 
-    def detached(self, hidden_NH: Tensor, head: Head | None, step_rows: float) -> Tensor:
+    def detached(
+        self, hidden_NH: Tensor, head: Head | None, step_rows: float, log_normalizers_N: Tensor | None = None
+    ) -> Tensor:
         with torch.autocast(hidden_NH.device.type, enabled=False):
             if head is None and self._student_logits:
                 return self._read(self._student_logits.pop(), self.weight)
@@ -113,6 +125,11 @@ class LogitReadout(nn.Module):
             else:
                 projection_RH, offset_R = self._products.of("student")
             return linear(hidden_NH.detach().to(self.weight.dtype), projection_RH, offset_R)
+
+    def sum_R(self) -> Tensor:
+        """`E 1`, the map's sum over the vocabulary, whose gradient `flush` brings home."""
+        ones_V1 = self.weight.new_ones(self.weight.shape[1], 1)
+        return self._products.form("ones", ones_V1, None, scale=1.0)[0].squeeze(-1)
 
     def squared_norm(self, gradient_BTR: Tensor) -> Tensor:
         return self._products.squared_norm(gradient_BTR)

@@ -203,6 +203,8 @@ class StudentRows(NamedTuple):
 
     live_NR: Tensor  # what the discriminator sees, with gradient to the student
     hidden_NH: Tensor  # detached; the head's projection was formed in the forward, where a sharded head is whole
+    log_normalizers_N: Tensor | None = None  # log-sum-exps of both models' logits, for a readout that needs them
+    teacher_log_normalizers_N: Tensor | None = None
 
 
 class StudentOutput(NamedTuple):

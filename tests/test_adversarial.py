@@ -12,6 +12,7 @@ from gakd import (
     CenteredLogitReadout,
     Head,
     LogitReadout,
+    LogProbReadout,
     MLPDiscriminator,
     RelativisticGAN,
     StudentOutput,
@@ -71,33 +72,39 @@ FACTORED, DIRECT = float("inf"), 0.0  # rows of a step so many, or so few, that 
 def play(adversarial, mask, hidden, head, teacher, sequences=B, weight=WEIGHT, step_rows=FACTORED):
     """One micro-batch: the discriminator's gradient lands in its parameters, the student's loss is returned."""
     coefficients = Coefficients({"adversarial": weight / sequences}, 1 / sequences, step_rows)
-    rows = StudentRows(adversarial.readout.live(hidden, head, step_rows), hidden.detach())
+    known = [own.logsumexp(-1).detach() for own in (head.logits(hidden, V), teacher.head.logits(teacher.hidden_NH, V))]
+    rows = StudentRows(adversarial.readout.live(hidden, head, step_rows, known[0]), hidden.detach(), *known)
     return adversarial(StudentOutput(torch.zeros(()), {}, rows), teacher, batch_of(mask), coefficients)
 
 
 def direct(adversarial, mask, hidden, head, teacher) -> tuple[Tensor, Tensor]:
     """Both losses on whole [N, V] logits, as one would write them with memory to spare."""
     readout, game = adversarial.readout, adversarial.game
+    weight_RV = readout.logits.weight if isinstance(readout, LogProbReadout) else readout.weight
     student_logits = (hidden @ head.weight.T + (0 if head.bias is None else head.bias))[:, :V] * head.scale
     teacher_logits = (teacher.hidden_NH @ teacher.head.weight.T)[:, :V]
 
     def score(logits: Tensor, weight: Tensor) -> Tensor:
-        if readout.centered:
+        if isinstance(readout, LogProbReadout):
+            pass  # already log-probabilities: penalties are taken with respect to these
+        elif readout.centered:
             logits = logits - logits.mean(-1, keepdim=True)
         return adversarial.discriminator(pack(logits @ weight.T, batch_of(mask)), pack_mask(batch_of(mask)))
 
+    if isinstance(readout, LogProbReadout):
+        student_logits, teacher_logits = student_logits.log_softmax(-1), teacher_logits.log_softmax(-1)
     real_in, fake_in = teacher_logits.detach().requires_grad_(), student_logits.detach().requires_grad_()
-    real, fake = score(real_in, readout.weight), score(fake_in, readout.weight)
+    real, fake = score(real_in, weight_RV), score(fake_in, weight_RV)
     (real_gradient,) = torch.autograd.grad(real.sum(), real_in, create_graph=True)
     (fake_gradient,) = torch.autograd.grad(fake.sum(), fake_in, create_graph=True)
     penalty = game.r1 / 2 * real_gradient.square().sum() + game.r2 / 2 * fake_gradient.square().sum()
     discriminator_loss = (softplus(-(real - fake)).sum() + penalty) / B
-    student_loss = softplus(-(score(student_logits, readout.weight) - real.detach())).sum() * WEIGHT / B
+    student_loss = softplus(-(score(student_logits, weight_RV) - real.detach())).sum() * WEIGHT / B
     return student_loss, discriminator_loss
 
 
 @pytest.mark.parametrize("discriminator", ["transformer", "mlp"])
-@pytest.mark.parametrize("readout", [LogitReadout, CenteredLogitReadout])
+@pytest.mark.parametrize("readout", [LogitReadout, CenteredLogitReadout, LogProbReadout])
 @pytest.mark.parametrize(
     "case", [{}, {"padded": 3}, {"bias": True, "student_scale": 0.5}, {"bias": True, "padded": 2}], ids=str
 )
@@ -212,7 +219,7 @@ def split(mask: Tensor, rows: Tensor, sequences: slice) -> Tensor:
 
 EVERY = pytest.mark.parametrize(
     ("discriminator", "readout"),
-    [(name, kind) for name in ("transformer", "mlp") for kind in (LogitReadout, CenteredLogitReadout)],
+    [(name, kind) for name in ("transformer", "mlp") for kind in (LogitReadout, CenteredLogitReadout, LogProbReadout)],
 )
 
 
@@ -267,7 +274,7 @@ def test_a_sequence_without_supervised_tokens_counts_for_nothing():
 def test_centered_readouts_are_blind_to_an_offset_of_the_logits_and_raw_ones_are_not():
     mask, hidden, head, teacher = material(bias=True)
     shifted = head._replace(bias=head.bias + 3.0)
-    for readout, blind in ((CenteredLogitReadout, True), (LogitReadout, False)):
+    for readout, blind in ((CenteredLogitReadout, True), (LogProbReadout, True), (LogitReadout, False)):
         scores = [
             play(player(readout=readout), mask, hidden, own, teacher).losses["adversarial"] for own in (head, shifted)
         ]

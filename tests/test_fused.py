@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
-from gakd import CrossEntropy, Divergence, ForwardKL, Head, JensenShannon, ReverseKL, TeacherOutput, fused
-from gakd.fused import default_chunk_rows, token_losses, token_values
+from gakd import CrossEntropy, Divergence, ForwardKL, Head, JensenShannon, ReverseKL, TeacherOutput, chunks
+from gakd.chunks import default_chunk_rows
+from gakd.fused import token_losses, token_pass, token_values
 
 TERMS = [CrossEntropy(), ForwardKL(), ReverseKL(), JensenShannon(0.3)]
 COEFFICIENTS = {"cross_entropy": 0.3, "forward_kl": 0.7, "reverse_kl": 0.2, "jensen_shannon": 1.1}
@@ -79,7 +80,7 @@ def test_loss_and_gradients_equal_the_unfused_computation(case, chunk_rows):
 @pytest.mark.parametrize("head_slice", [2048, 16])
 @pytest.mark.parametrize("bias", [False, True])
 def test_fp32_is_close_to_float64_whichever_way_a_chunk_is_multiplied(head_slice, bias, monkeypatch):
-    monkeypatch.setattr(fused, "HEAD_SLICE", head_slice)
+    monkeypatch.setattr(chunks, "HEAD_SLICE", head_slice)
     gradients = []
     for dtype in (torch.float32, torch.float64):
         hidden, head, labels, teacher = inputs(bias=bias, student_vocab=53)
@@ -178,6 +179,25 @@ def test_a_term_given_by_its_formula_runs_beside_closed_forms():
     leaves = [hidden, head.weight]
     for got, wanted in zip(torch.autograd.grad(loss, leaves), torch.autograd.grad(expected, leaves), strict=True):
         torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("terms", [TERMS, [ForwardKL(temperature=2.0)], []], ids=["some", "hot", "none"])
+def test_log_normalizers_come_with_the_pass_whatever_its_terms(terms):
+    hidden, head, labels, teacher = inputs(teacher_vocab=61, scale=0.5)
+    result = token_pass(hidden, head, labels, terms, COEFFICIENTS, teacher, 7, normalizers=True)
+    expected = [head.logits(hidden), teacher.head.logits(teacher.hidden_NH, 50)]
+    torch.testing.assert_close(result.log_normalizers_N, expected[0].logsumexp(-1).detach())
+    torch.testing.assert_close(result.teacher_log_normalizers_N, expected[1].logsumexp(-1))
+    assert not result.log_normalizers_N.requires_grad
+    plain = token_pass(hidden, head, labels, terms, COEFFICIENTS, teacher, 7)
+    assert (plain.log_normalizers_N, plain.teacher_log_normalizers_N) == (None, None)
+    if terms:
+        for with_them, without in zip(
+            torch.autograd.grad(result.loss, [hidden, head.weight]),
+            torch.autograd.grad(plain.loss, [hidden, head.weight]),
+            strict=True,
+        ):
+            assert torch.equal(with_them, without)
 
 
 def test_errors_name_what_was_got_and_what_to_do():
