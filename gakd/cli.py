@@ -22,6 +22,7 @@ def start(main: Callable[[Config], None], paper: Config, demo: Config, descripti
 def run(main: Callable[[Config], None], config: Config) -> None:
     """Run `main`; bad input ends with its one line and exit status 2, and warnings take one line each."""
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    warnings.simplefilter("ignore", FutureWarning)  # from one library about another: nothing a user could act on
     try:
         main(config)
     except InputError as error:

@@ -61,7 +61,9 @@ class FrozenHeadsReadout(nn.Module):
         # Saved with the weights: the basis is unique up to a rotation only, and C means nothing in another.
         buffers = columns.split(onto_basis_KC) | {"gram_constant_RR": gram_RR - map_RK @ map_RK.T}
         for name, value in buffers.items():
-            self.register_buffer(name, value.to(map_RV.dtype))
+            self.register_buffer(
+                name, value.to(map_RV.dtype).contiguous()
+            )  # a view would save the whole it is cut from
         self._products = MapProducts(self.weight)
 
     def live(self, hidden_NH: Tensor, head: Head, step_rows: float, log_normalizers_N: Tensor | None = None) -> Tensor:

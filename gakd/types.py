@@ -108,10 +108,13 @@ class Head(NamedTuple):
 
     def product(self, hidden_NH: Tensor, vocab_size: int | None = None, out: Tensor | None = None) -> Tensor:
         """`hidden @ weight.T + bias` in the head's dtype; `vocab_size` cuts the padded end of a wider head off."""
-        hidden_NH, weight_HV = hidden_NH.to(self.weight.dtype), self.weight[:vocab_size].T
-        if self.bias is None:
-            return torch.mm(hidden_NH, weight_HV, out=out)
-        return torch.addmm(self.bias[:vocab_size], hidden_NH, weight_HV, out=out)
+        hidden_NH, weight_VH, bias_V = hidden_NH.to(self.weight.dtype), self.weight, self.bias
+        if vocab_size is not None and vocab_size < self.vocab_size:
+            # Only where something is cut: the backward of a slice holds a second gradient of the whole.
+            weight_VH, bias_V = weight_VH[:vocab_size], None if bias_V is None else bias_V[:vocab_size]
+        if bias_V is None:
+            return torch.mm(hidden_NH, weight_VH.T, out=out)
+        return torch.addmm(bias_V, hidden_NH, weight_VH.T, out=out)
 
     def logits(self, hidden_NH: Tensor, vocab_size: int | None = None) -> Tensor:
         """Logits `[N, vocab_size]` in fp32 (fp64 from an fp64 head)."""
