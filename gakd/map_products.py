@@ -32,6 +32,7 @@ class MapProducts:
         self._formed: dict[str, _Product] = {}
         self._gram_RR: Tensor | None = None
         self._mean_R: Tensor | None = None
+        self._sum_R: Tensor | None = None
 
     @property
     def mean_R(self) -> Tensor:
@@ -64,6 +65,12 @@ class MapProducts:
             raise RuntimeError(f"this step has formed no product for the {name}: call `live` before `detached`")
         return self._formed[name].leaf_RH, self._formed[name].offset_R
 
+    def sum_R(self) -> Tensor:
+        """`E 1` of the map as it is, not centred, as a leaf."""
+        if self._sum_R is None:
+            self._sum_R = self.weight_RK.detach().sum(-1).requires_grad_()
+        return self._sum_R
+
     def squared_norm(self, gradient_BTR: Tensor) -> Tensor:
         """`sum_t g_t^T (E E^T) g_t`, `[B]`."""
         if self._gram_RR is None:
@@ -88,19 +95,23 @@ class MapProducts:
                 gradient_RH = gradient_RH * product.scale
                 for part, part_PH in _converted(product.columns_KH, weight_RK.dtype):
                     self._gradient_RK[:, part].addmm_(gradient_RH, part_PH.T)
-                means_R += gradient_RH @ product.columns_KH.sum(0, dtype=weight_RK.dtype) / size
+                if self.centered:
+                    means_R += gradient_RH @ product.columns_KH.sum(0, dtype=weight_RK.dtype) / size
             if product.offset_R is not None and product.offset_R.grad is not None and product.bias_K is not None:
                 offset_gradient_R = product.offset_R.grad * product.scale
                 self._gradient_RK.addr_(offset_gradient_R, product.bias_K.to(weight_RK.dtype))
-                means_R += offset_gradient_R * product.bias_K.mean(dtype=weight_RK.dtype)
+                if self.centered:
+                    means_R += offset_gradient_R * product.bias_K.mean(dtype=weight_RK.dtype)
         if self._gram_RR is not None and self._gram_RR.grad is not None:
             gradient_RR = self._gram_RR.grad + self._gram_RR.grad.T
             self._gradient_RK.addmm_(gradient_RR, weight_RK)
             if self.centered:
                 means_R += gradient_RR @ self.mean_R
+        if self._sum_R is not None and self._sum_R.grad is not None:
+            self._gradient_RK.add_(self._sum_R.grad.unsqueeze(-1))
         if self.centered and self.weight_RK.grad is not None:
-            self.weight_RK.grad -= means_R.unsqueeze(-1)
-        self._formed, self._gram_RR, self._mean_R = {}, None, None
+            self.weight_RK.grad.sub_(means_R.unsqueeze(-1))
+        self._formed, self._gram_RR, self._mean_R, self._sum_R = {}, None, None, None
 
     @property
     def _gradient_RK(self) -> Tensor:

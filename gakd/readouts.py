@@ -93,7 +93,7 @@ class LogitReadout(nn.Module):
             with torch.autocast(hidden_NH.device.type, enabled=False):
                 logits_NV = head.logits(hidden_NH, self.weight.shape[1]).to(self.weight.dtype)
                 self._student_logits = [logits_NV.detach()]
-                return self._read(logits_NV, self.weight.detach())
+                return self._read(logits_NV, self.weight.detach(), self.sum_R().detach())
         projection_RH, offset_R = self._project(head, "student")
         mean_R = self._products.mean_R if self.centered else None
         offset_R = None if offset_R is None else offset_R.detach()
@@ -113,14 +113,14 @@ class LogitReadout(nn.Module):
     ) -> Tensor:
         with torch.autocast(hidden_NH.device.type, enabled=False):
             if head is None and self._student_logits:
-                return self._read(self._student_logits.pop(), self.weight)
+                return self._read(self._student_logits.pop(), self.weight, self.sum_R())
             if head is not None:
                 self._check(head, "teacher")
                 if self._direct(head, "teacher", step_rows):
                     logits_NV = Head(head.weight.detach(), head.bias, head.scale).logits(
                         hidden_NH, self.weight.shape[1]
                     )
-                    return self._read(logits_NV.detach().to(self.weight.dtype), self.weight)
+                    return self._read(logits_NV.detach().to(self.weight.dtype), self.weight, self.sum_R())
                 projection_RH, offset_R = self._project(head, "teacher")
             else:
                 projection_RH, offset_R = self._products.of("student")
@@ -128,8 +128,7 @@ class LogitReadout(nn.Module):
 
     def sum_R(self) -> Tensor:
         """`E 1`, the map's sum over the vocabulary, whose gradient `flush` brings home."""
-        ones_V1 = self.weight.new_ones(self.weight.shape[1], 1)
-        return self._products.form("ones", ones_V1, None, scale=1.0)[0].squeeze(-1)
+        return self._products.sum_R()
 
     def squared_norm(self, gradient_BTR: Tensor) -> Tensor:
         return self._products.squared_norm(gradient_BTR)
@@ -152,9 +151,9 @@ class LogitReadout(nn.Module):
     def _direct(self, head: Head, owner: Owner, step_rows: float) -> bool:
         return step_rows < rows_that_pay(len(self.weight), head.weight.shape[1], owner, head.weight.requires_grad)
 
-    def _read(self, logits_NV: Tensor, weight_RV: Tensor) -> Tensor:
+    def _read(self, logits_NV: Tensor, weight_RV: Tensor, sum_R: Tensor) -> Tensor:
         rows_NR = linear(logits_NV, weight_RV)
-        return rows_NR - logits_NV.sum(-1, keepdim=True) * weight_RV.mean(-1) if self.centered else rows_NR
+        return rows_NR - logits_NV.mean(-1, keepdim=True) * sum_R if self.centered else rows_NR
 
     def _project(self, head: Head, owner: Owner) -> tuple[Tensor, Tensor | None]:
         vocab_size = self.weight.shape[1]
