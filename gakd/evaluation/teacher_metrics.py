@@ -77,8 +77,9 @@ def teacher_cross_entropy(outputs: Sequence[TeacherOutput], examples: Sequence[E
     """The teacher's own cross entropy in nats per response token, from what `teacher_outputs` or a cache gave."""
     total = 0.0
     for output, example in zip(outputs, examples, strict=True):
-        labels = torch.tensor(example.response_ids, device=output.hidden_NH.device)
-        total += torch.nn.functional.cross_entropy(output.logits().detach(), labels, reduction="sum").item()
+        labels_N = torch.tensor(example.response_ids, device=output.hidden_NH.device)
+        values = token_values(output.hidden_NH, output.head, labels_N, [CrossEntropy()])
+        total += values["cross_entropy"].double().sum().item()
     return total / sum(len(example.response_ids) for example in examples)
 
 

@@ -52,9 +52,7 @@ def main(config: Config) -> None:
     if config.quick:
         chosen, config.rounds, config.allocator = [case.quick() for case in chosen], 1, ("default",)
     console = Console()
-    settings = {
-        "rounds": config.rounds, "allocators": list(config.allocator), "threads": config.threads, "quick": config.quick,
-    }  # fmt: skip
+    settings = {"rounds": config.rounds, "threads": config.threads, "quick": config.quick}
     results: dict[str, Any] = {
         "environment": _environment(),
         "settings": settings,

@@ -38,7 +38,7 @@ ROW_INCHES = 0.34
 def draw(results: dict[str, Any], path: Path) -> None:
     found = grids(results)
     families = list(dict.fromkeys(grid.family for grid in found))
-    allocators = results["settings"]["allocators"]
+    allocators = list(dict.fromkeys(row["allocator"] for row in results["rows"]))
     if not families:
         return
     by_place = {(grid.family, grid.allocator): grid for grid in found}

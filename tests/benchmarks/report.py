@@ -46,7 +46,7 @@ def grids(results: Results) -> list[Grid]:
             for row in rows
             if "extra_mb" in row and (row["allocator"] == "default" or results["environment"]["device"] != "cpu")
         }
-        for allocator in results["settings"]["allocators"]:
+        for allocator in list(dict.fromkeys(row["allocator"] for row in results["rows"])):
             own = [row for row in rows if row["allocator"] == allocator]
             if not own:
                 continue
