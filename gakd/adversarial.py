@@ -15,7 +15,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gakd.games import Game, Scored
+from gakd.games import Game, Penalty
 from gakd.objective import Coefficients, Term
 from gakd.readouts import Readout
 from gakd.types import Batch, StudentOutput, TeacherOutput
@@ -32,6 +32,8 @@ class Adversarial(nn.Module, Term):
     One call plays both sides on one micro-batch: it adds the discriminator's gradient on detached rows to its parameters,
     and returns the student's loss on live ones. The module is replicated, fp32, outside any wrapper; its gradients are
     sums over sequences divided by the global sequence count, to be summed over ranks. `flush` ends the step.
+
+    The discriminator scores the same rows more than once, so it must be deterministic: no dropout.
     """
 
     unit: Literal["token", "sequence"] = "sequence"
@@ -63,29 +65,58 @@ class Adversarial(nn.Module, Term):
         real_NR = readout.detached(teacher.hidden_NH, teacher.head, step_rows, rows.teacher_log_normalizers_N)
         fake_NR = readout.detached(rows.hidden_NH, None, step_rows, rows.log_normalizers_N)
         real_BTR, fake_BTR = pack(real_NR, batch), pack(fake_NR, batch)
-        statistics = self._discriminate(real_BTR, fake_BTR, score, valid_B * coefficients.per_sequence)
+        with torch.no_grad():
+            real_B, fake_B = score(real_BTR), score(fake_BTR)
+        statistics = self._discriminate(real_BTR, fake_BTR, real_B, fake_B, score, valid_B * coefficients.per_sequence)
 
         with frozen(self.discriminator):
-            with torch.no_grad():
-                real_B = score(real_BTR)
             losses_B = self.game.student(score(pack(rows.live_NR, batch)), real_B) * valid_B
         statistics = {name: values_B * valid_B for name, values_B in statistics.items()}
         return AdversarialOutput(coefficient * losses_B.sum(), {self.name: losses_B.detach(), **statistics})
 
     def _discriminate(
-        self, real_BTR: Tensor, fake_BTR: Tensor, score: Callable[[Tensor], Tensor], weights_B: Tensor
-    ) -> dict[str, Tensor]:
-        real_B, fake_B = score(real_BTR), score(fake_BTR)
-        penalty_B = self.game.penalty(Scored(real_BTR, fake_BTR, real_B, fake_B, score, self.readout.squared_norm))
-        losses_B = self.game.discriminator(fake_B, real_B)
-        ((losses_B + penalty_B) * weights_B).sum().backward()
-        margin_B = (real_B - fake_B).detach()
+        self, real_BTR: Tensor, fake_BTR: Tensor, real_B: Tensor, fake_B: Tensor,
+        score: Callable[[Tensor], Tensor], weights_B: Tensor,
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """Adds the discriminator's gradient, one point after the other.
+
+        A loss couples its points through their scores alone. So its slope at the known scores is enough to send each
+        back by itself, and the graph of one penalty, the largest thing a step holds, is gone before the next is built.
+        """
+        scores = real_B.detach().requires_grad_(), fake_B.detach().requires_grad_()
+        losses_B = self.game.discriminator(scores[1], scores[0])
+        slope_of_real_B, slope_of_fake_B = torch.autograd.grad((losses_B * weights_B).sum(), scores)
+        real, fake = real_BTR.detach().requires_grad_(), fake_BTR.detach().requires_grad_()
+        penalties = self.game.penalties
+        penalty_B = self._send_back(real, slope_of_real_B, penalties.get("real"), score, weights_B)
+        penalty_B = penalty_B + self._send_back(fake, slope_of_fake_B, penalties.get("fake"), score, weights_B)
+        if "between" in penalties:
+            # Readouts are linear, so what they give may be interpolated in place of what they read.
+            between_BTR = torch.lerp(fake, real, torch.rand_like(real_B).view(-1, 1, 1))
+            no_slope_B = torch.zeros_like(real_B)
+            penalty_B = penalty_B + self._send_back(between_BTR, no_slope_B, penalties["between"], score, weights_B)
+        torch.autograd.backward([real_BTR, fake_BTR], [real.grad, fake.grad])
+        margin_B = real_B - fake_B
         return {
             "discriminator": losses_B.detach(),
-            "discriminator_penalty": penalty_B.detach(),
+            "discriminator_penalty": penalty_B,
             "discriminator_margin": margin_B,
             "discriminator_accuracy": (margin_B > 0).float() + (margin_B == 0).float() / 2,
         }
+
+    def _send_back(
+        self, readout_BTR: Tensor, slope_B: Tensor, penalty: Penalty | None, score: Callable[[Tensor], Tensor],
+        weights_B: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """Adds the gradient of the scores of one point, and of their penalty, which is returned `[B]`."""
+        score_B = score(readout_BTR)
+        loss, penalty_B = (score_B * slope_B).sum(), torch.zeros_like(slope_B)
+        if penalty is not None:
+            (gradient_BTR,) = torch.autograd.grad(score_B.sum(), readout_BTR, create_graph=True)
+            penalty_B = penalty(self.readout.squared_norm(gradient_BTR))
+            loss = loss + (penalty_B * weights_B).sum()
+        loss.backward()
+        return penalty_B.detach()
 
     def flush(self) -> None:
         """Bring the step's gradients home to the readout's parameters; call before the discriminator's optimizer steps."""

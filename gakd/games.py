@@ -8,32 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from functools import partial
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-
-class Scored(NamedTuple):
-    """One discriminator pass, as penalties see it: the inputs, their scores, and how to differentiate and score anew."""
-
-    real_BTR: Tensor
-    fake_BTR: Tensor
-    real_B: Tensor
-    fake_B: Tensor
-    score: Callable[[Tensor], Tensor]  # readout [B, T, R] -> [B]
-    squared_norm: Callable[[Tensor], Tensor]  # gradient at the readout [B, T, R] -> ||d score / d logits||^2 [B]
+# Where a discriminator's gradient may be penalised: at the teacher's rows, at the student's, at interpolates of both.
+Point = Literal["real", "fake", "between"]
+Penalty = Callable[[Tensor], Tensor]
 
 
 class Game(Protocol):
-    """A two-player game on scores; every method is unreduced, `[B]`."""
+    """A two-player game on scores; everything is unreduced, `[B]`."""
 
     def student(self, fake_B: Tensor, real_B: Tensor) -> Tensor: ...
 
     def discriminator(self, fake_B: Tensor, real_B: Tensor) -> Tensor: ...
 
-    def penalty(self, scored: Scored) -> Tensor: ...
+    @property
+    def penalties(self) -> dict[Point, Penalty]:
+        """What is added to the discriminator's loss for `||d score / d logits||^2` `[B]` at a point; absent: nothing."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -53,22 +50,18 @@ class RelativisticGAN:
     def discriminator(self, fake_B: Tensor, real_B: Tensor) -> Tensor:
         return softplus(fake_B - real_B)
 
-    def penalty(self, scored: Scored) -> Tensor:
-        if self.r1 == 0 and self.r2 == 0:
-            return torch.zeros_like(scored.real_B)
-        gradients = torch.autograd.grad(
-            scored.real_B.sum() + scored.fake_B.sum(), (scored.real_BTR, scored.fake_BTR), create_graph=True
-        )
-        real_B, fake_B = (scored.squared_norm(gradient_BTR) for gradient_BTR in gradients)
-        return self.r1 / 2 * real_B + self.r2 / 2 * fake_B
+    @property
+    def penalties(self) -> dict[Point, Penalty]:
+        weights: dict[Point, float] = {"real": self.r1, "fake": self.r2}
+        return {point: partial(torch.mul, weight / 2) for point, weight in weights.items() if weight != 0}
 
 
 @dataclass(frozen=True)
 class WassersteinGAN:
     """WGAN-GP: the critic maximises `real - fake` less `penalty_weight (||d score/d logits|| - 1)^2`, the student `fake`.
 
-    The penalty is taken at interpolates `u real + (1 - u) fake`, u uniform in [0, 1], one a sequence; readouts are linear, so
-    what they give is interpolated (Gulrajani et al., arXiv 1704.00028; the release's penalty is a constant).
+    The penalty is taken at interpolates `u real + (1 - u) fake`, u uniform in [0, 1], one a sequence (Gulrajani et al.,
+    arXiv 1704.00028; the release's penalty is a constant).
     """
 
     penalty_weight: float = 10.0
@@ -79,12 +72,10 @@ class WassersteinGAN:
     def discriminator(self, fake_B: Tensor, real_B: Tensor) -> Tensor:
         return fake_B - real_B
 
-    def penalty(self, scored: Scored) -> Tensor:
-        if self.penalty_weight == 0:
-            return torch.zeros_like(scored.real_B)
-        share_B11 = torch.rand_like(scored.real_B).view(-1, 1, 1)
-        between_BTR = torch.lerp(scored.fake_BTR, scored.real_BTR, share_B11)
-        (gradient_BTR,) = torch.autograd.grad(scored.score(between_BTR).sum(), between_BTR, create_graph=True)
+    @property
+    def penalties(self) -> dict[Point, Penalty]:
+        return {"between": self._distance_to_slope_one} if self.penalty_weight != 0 else {}
+
+    def _distance_to_slope_one(self, squared_norm_B: Tensor) -> Tensor:
         # The root has no slope at 0, where a sequence without supervised tokens stands.
-        norm_B = scored.squared_norm(gradient_BTR).clamp(min=1e-12).sqrt()
-        return self.penalty_weight * (norm_B - 1).square()
+        return self.penalty_weight * (squared_norm_B.clamp(min=1e-12).sqrt() - 1).square()
