@@ -115,7 +115,7 @@ def _number(cell: str | None) -> float | None:
 
 def _own_panels(series: Iterable[str]) -> list[_Panel]:
     """Panels of columns that `_PANELS` does not name: a user's own term, say."""
-    known = {name for panel in _PANELS for name in panel.series} | {"tokens"}  # a step's tokens are the data's doing
+    known = {name for panel in _PANELS for name in panel.series} | {"tokens", "padding"}  # these are the data's doing
     names = dict.fromkeys(name.removeprefix(_VALID) for name in series)
     return [_Panel(name.replace("_", " ").capitalize(), "", (name,)) for name in names if name not in known]
 
