@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gakd.fingerprints import file_digest
+from gakd.data import Example
+from gakd.files import file_digest, sync
 from gakd.teacher_cache import FORMAT, HEAD, MANIFEST, CacheError, read_manifest, size_damage
 from gakd.types import Head
 
@@ -116,23 +117,37 @@ class CacheWriter:
             self._save()
 
 
+def batched(examples: Sequence[Example], batch_size: int) -> list[list[Example]]:
+    """Batches of like lengths. The longest comes first, so that what does not fit in memory fails at once; the others in
+    an order of chance that is the same every time, so that the time left is told right."""
+    ordered = sorted(examples, key=lambda example: (-example.length, example.key))
+    batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
+    return [*batches[:1], *sorted(batches[1:], key=lambda batch: batch[0].key)]
+
+
+def sharded(batches: Sequence[list[Example]], rows: int) -> Iterator[list[list[Example]]]:
+    """Whole batches that reach so many rows together."""
+    shard: list[list[Example]] = []
+    held = 0
+    for batch in batches:
+        shard.append(batch)
+        held += sum(len(example.response_ids) for example in batch)
+        if held >= rows:
+            yield shard
+            shard, held = [], 0
+    if shard:
+        yield shard
+
+
 def _replace(path: Path, save: Callable[[Path], Any]) -> str:
     """Whole or not at all, whenever the process or the machine stops; returns the hash."""
     scratch = path.with_name(f".{path.name}.tmp")
     save(scratch)
-    _sync(scratch)
+    sync(scratch)
     digest = file_digest(scratch)
     os.replace(scratch, path)
-    _sync(path.parent)
+    sync(path.parent)
     return digest
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

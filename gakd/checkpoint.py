@@ -8,9 +8,7 @@ where they came from.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import random
 import shutil
 import warnings
@@ -25,6 +23,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gakd.errors import InputError
+from gakd.files import file_digest, sync
 
 MANIFEST = "manifest.json"
 
@@ -54,10 +53,10 @@ def save(
         }
         (scratch / MANIFEST).write_text(json.dumps(manifest, indent=2))
         for path in [*files, scratch / MANIFEST, scratch]:
-            _sync(path)
+            sync(path)
         if not final.exists():  # a finished checkpoint is never replaced
             scratch.rename(final)
-        _sync(folder)
+        sync(folder)
         for old in _steps(folder)[keep:]:
             shutil.rmtree(old)
     fabric.barrier()
@@ -132,11 +131,7 @@ def _steps(folder: Path) -> list[Path]:
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": file_digest(path)}
 
 
 def _damage(path: Path) -> str | None:
@@ -150,11 +145,3 @@ def _damage(path: Path) -> str | None:
     except (OSError, ValueError, KeyError) as error:
         return f"manifest unreadable: {error}"
     return None
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

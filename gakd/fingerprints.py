@@ -10,14 +10,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+from gakd.files import file_digest
 
 
 def text_digest(text: str) -> str:

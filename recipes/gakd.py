@@ -66,18 +66,10 @@ class Config:
 
 PAPER = Config(run=RunConfig(output_dir=Path("runs/gakd")))
 DEMO = Config(
-    adversarial_weight=0.02,
-    adversarial_start=20,
-    adversarial_ramp=20,
-    r1=100.0,
-    r2=100.0,
-    discriminator_learning_rate=5e-5,
-    readout_width=64,
-    models=demo.MODELS,
-    data=demo.DATA,
-    run=demo.run_config("runs/gakd-demo"),
-    evaluation=demo.EVALUATION,
-)
+    adversarial_weight=0.02, adversarial_start=20, adversarial_ramp=20, r1=100.0, r2=100.0,
+    discriminator_learning_rate=5e-5, readout_width=64,
+    models=demo.MODELS, data=demo.DATA, run=demo.run_config("runs/gakd-demo"), evaluation=demo.EVALUATION,
+)  # fmt: skip
 
 
 def main(config: Config) -> None:

@@ -29,9 +29,10 @@ LAYERS = {
     "games": set(),
     "adversarial": {"types", "functional", "objective", "readouts", "discriminators", "games"},
     "export": set(),
-    "fingerprints": set(),
+    "files": set(),
+    "fingerprints": {"files"},
     "teacher_cache": {"types", "errors"},
-    "cache_writer": {"types", "fingerprints", "teacher_cache"},
+    "cache_writer": {"types", "files", "data", "teacher_cache"},
     "models": {"types", "errors", "cache", "export", "fingerprints", "teacher_cache"},
     "teachers": {"types", "models", "data", "fingerprints", "teacher_cache"},
     "distiller": {"types", "functional", "objective", "divergences", "fused", "adversarial", "models", "readouts", "kernel"},
@@ -39,7 +40,7 @@ LAYERS = {
     "evaluation": {"types", "errors", "functional", "objective", "divergences", "fused", "models", "export"}
     | {"data", "teachers", "evaluation"},
     "logs": set(),
-    "checkpoint": {"errors"},
+    "checkpoint": {"errors", "files"},
     "cli": {"errors"},
 }  # fmt: skip
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))

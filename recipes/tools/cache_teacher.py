@@ -8,7 +8,7 @@ it checks every byte, makes damaged files again, and leaves the rest alone. See 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 import tyro
 
-from gakd.cache_writer import CacheWriter
+from gakd.cache_writer import CacheWriter, batched, sharded
 from gakd.cli import run
 from gakd.data import DataConfig, Example, Split, collate, load_split
 from gakd.evaluation.generation import special_ids
@@ -87,28 +87,6 @@ def teacher_files(config: Config) -> dict[str, dict[str, Any]]:
             f"{config.teacher} has no whole weights of its own: merge its adapters and give the merged folder"
         )
     return files
-
-
-def batched(examples: Sequence[Example], batch_size: int) -> list[list[Example]]:
-    """Batches of like lengths. The longest comes first, so that what does not fit in memory fails at once; the others in
-    an order of chance that is the same every time, so that the time left is told right."""
-    ordered = sorted(examples, key=lambda example: (-example.length, example.key))
-    batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
-    return [*batches[:1], *sorted(batches[1:], key=lambda batch: batch[0].key)]
-
-
-def sharded(batches: Sequence[list[Example]], rows: int) -> Iterator[list[list[Example]]]:
-    """Whole batches that reach so many rows together."""
-    shard: list[list[Example]] = []
-    held = 0
-    for batch in batches:
-        shard.append(batch)
-        held += sum(len(example.response_ids) for example in batch)
-        if held >= rows:
-            yield shard
-            shard, held = [], 0
-    if shard:
-        yield shard
 
 
 def fill(
