@@ -106,8 +106,7 @@ def fill(
         for examples in shard:
             batch = collate(examples, pad_token_id)
             hidden.append(teacher(batch.to(weight.device)).hidden_NH.cpu())
-            done += 1
-            view.update(done, batch.tokens, {})
+            view.update(done := done + 1, batch.tokens, {})
         of_shard = [example for examples in shard for example in examples]
         lengths = [len(example.response_ids) for example in of_shard]
         writer.write_shard(name, [example.key for example in of_shard], lengths, torch.cat(hidden))
