@@ -19,6 +19,7 @@ from gakd.games import Game, Penalty
 from gakd.objective import Coefficients, Term
 from gakd.readouts import Readout
 from gakd.types import Batch, StudentOutput, TeacherOutput
+from gakd.weights import Balanced, Weight
 
 
 class AdversarialOutput(NamedTuple):
@@ -45,6 +46,15 @@ class Adversarial(nn.Module, Term):
         self.game = game
         self.readout = readout
         self.name = name
+        self.balance: Balanced | None = None
+
+    def weigh(self, weight: Weight) -> None:
+        """Take in the weight that the objective gives this term: the state of a balanced one is saved with the adversary's."""
+        self.balance = weight if isinstance(weight, Balanced) else None
+
+    def __str__(self) -> str:
+        parts = self.game, type(self.discriminator).__name__, type(self.readout).__name__
+        return f"{self.name}({', '.join(map(str, parts))})"
 
     def forward(
         self, output: StudentOutput, teacher: TeacherOutput, batch: Batch, coefficients: Coefficients
@@ -95,7 +105,10 @@ class Adversarial(nn.Module, Term):
             between_BTR = torch.lerp(fake, real, torch.rand_like(real_B).view(-1, 1, 1))
             no_slope_B = torch.zeros_like(real_B)
             penalty_B = penalty_B + self._send_back(between_BTR, no_slope_B, penalties["between"], score, weights_B)
-        torch.autograd.backward([real_BTR, fake_BTR], [real.grad, fake.grad])
+        # A readout without parameters of the discriminator's side, of hidden states, leads nowhere.
+        for rows_BTR, gradient in ((real_BTR, real.grad), (fake_BTR, fake.grad)):
+            if rows_BTR.requires_grad:
+                rows_BTR.backward(gradient)
         margin_B = real_B - fake_B
         return {
             "discriminator": losses_B.detach(),

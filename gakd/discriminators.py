@@ -19,19 +19,45 @@ def masked_mean(values_BTW: Tensor, mask_BT: Tensor) -> Tensor:
     return (values_BTW * weights_BT1).sum(1) / weights_BT1.sum(1).clamp(min=1)
 
 
+def token_mlp(readout_width: int, width: int, layers: int) -> nn.Sequential:
+    """`layers` linear maps with SiLU, on each token by itself; smooth, since penalties take second derivatives."""
+    blocks: list[nn.Module] = []
+    for index in range(layers):
+        blocks += [nn.Linear(readout_width if index == 0 else width, width), nn.SiLU()]
+    return nn.Sequential(*blocks)
+
+
 class MLPDiscriminator(nn.Module):
     """An MLP on each token's readout, the mean over tokens, a linear score: order-blind and cheap."""
 
     def __init__(self, readout_width: int, width: int = 256, layers: int = 2) -> None:
         super().__init__()
-        blocks: list[nn.Module] = []
-        for index in range(layers):
-            blocks += [nn.Linear(readout_width if index == 0 else width, width), nn.SiLU()]
-        self.body = nn.Sequential(*blocks)
+        self.body = token_mlp(readout_width, width, layers)
         self.score = nn.Linear(width, 1)
 
     def forward(self, readout_BTR: Tensor, mask_BT: Tensor) -> Tensor:
         return self.score(masked_mean(self.body(readout_BTR), mask_BT)).squeeze(-1)
+
+
+class AttentionPoolDiscriminator(nn.Module):
+    """An MLP on each token's readout, a learned weight for each token, a linear score: order-blind, but it may pick tokens.
+
+    As the release's SimpleMLPDiscriminator pools, without its batch normalisation, which lets sequences of a batch see each
+    other, and its dropout, which makes two scores of one sequence differ.
+    """
+
+    def __init__(self, readout_width: int, width: int = 256, layers: int = 2) -> None:
+        super().__init__()
+        self.body = token_mlp(readout_width, width, layers)
+        self.attention = nn.Linear(width, 1)
+        self.score = nn.Linear(width, 1)
+
+    def forward(self, readout_BTR: Tensor, mask_BT: Tensor) -> Tensor:
+        hidden_BTW = self.body(readout_BTR)
+        # A large finite number, not -inf: a sequence without any real position must stay finite, its score unused.
+        attention_BT = self.attention(hidden_BTW).squeeze(-1)
+        attention_BT = attention_BT.masked_fill(~mask_BT, torch.finfo(attention_BT.dtype).min).softmax(-1)
+        return self.score((attention_BT.unsqueeze(-1) * hidden_BTW).sum(1)).squeeze(-1)
 
 
 class TransformerDiscriminator(nn.Module):

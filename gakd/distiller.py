@@ -12,6 +12,7 @@ from gakd.kernel import Kernel
 from gakd.models import head_of, hidden_rows
 from gakd.objective import Coefficients, Objective
 from gakd.types import Batch, StudentOutput, StudentRows, TeacherOutput, TokenTerm
+from gakd.weights import Balanced
 
 
 class Distiller(nn.Module):
@@ -35,18 +36,32 @@ class Distiller(nn.Module):
                 f"an objective holds one adversary, got {[term.name for term in adversaries]}: combine them in a discriminator"
             )
         self._adversary = tuple(adversaries)  # a tuple hides the module from registration
+        for weight, term in objective.terms:
+            if isinstance(term, Adversarial):
+                term.weigh(weight)
+            elif isinstance(weight, Balanced):
+                raise ValueError(f"{weight} weighs an adversary against the token terms, got it for {term.name}")
+        # A readout's part that is trained to fool the discriminator: it belongs to the student, whose optimizer has it.
+        self.student_map = next((term.readout.student_map for term in adversaries), None)
 
     def forward(self, batch: Batch, teacher: TeacherOutput | None, coefficients: Coefficients) -> StudentOutput:
         hidden_NH = hidden_rows(self.student, batch)
         head = head_of(self.student)
-        readout = next((term.readout for term in self._adversary if coefficients.terms[term.name] != 0), None)
+        player = next((term for term in self._adversary if coefficients.terms[term.name] != 0), None)
+        readout = None if player is None else player.readout
+        token_NH, live_NH = hidden_NH, hidden_NH
+        if player is not None and player.balance is not None:
+            token_NH, live_NH = player.balance.watch(hidden_NH)
         tokens = token_pass(
-            hidden_NH, head, batch.labels_N, self._token_terms, coefficients.terms, teacher, self.chunk_rows, self.kernel,
+            token_NH, head, batch.labels_N, self._token_terms, coefficients.terms, teacher, self.chunk_rows, self.kernel,
             normalizers=readout is not None and readout.needs_log_normalizers,
         )  # fmt: skip
-        rows = None
+        rows, loss = None, tokens.loss
+        if readout is None and self.student_map is not None:
+            # Data-parallel backends wait for a gradient of every parameter, of those that do not play yet, too.
+            loss = loss + sum(0.0 * parameter.sum() for parameter in self.student_map.parameters())
         if readout is not None:
-            live_NR = readout.live(hidden_NH, head, coefficients.step_rows, tokens.log_normalizers_N)
+            live_NR = readout.live(live_NH, head, coefficients.step_rows, tokens.log_normalizers_N)
             normalizers = tokens.log_normalizers_N, tokens.teacher_log_normalizers_N
             rows = StudentRows(live_NR, hidden_NH.detach(), *normalizers)
-        return StudentOutput(tokens.loss, tokens.losses, rows)
+        return StudentOutput(loss, tokens.losses, rows)

@@ -32,6 +32,7 @@ class FrozenHeadsReadout(nn.Module):
     """
 
     needs_log_normalizers = False
+    student_map = None
     basis_student_KH: Tensor
     basis_teacher_KH: Tensor
     offset_student_K: Tensor

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gakd.chunks import chunks, default_chunk_rows
-from gakd.readouts import LogitReadout
+from gakd.readouts import LogitReadout, known
 from gakd.types import Head
 
 
@@ -26,6 +26,7 @@ class LogProbReadout(nn.Module):
     """
 
     needs_log_normalizers = True
+    student_map = None
 
     def __init__(self, vocab_size: int, width: int = 256) -> None:
         super().__init__()
@@ -33,7 +34,7 @@ class LogProbReadout(nn.Module):
 
     def live(self, hidden_NH: Tensor, head: Head, step_rows: float, log_normalizers_N: Tensor | None = None) -> Tensor:
         weight_RV = self.logits.weight
-        known_N = _given(log_normalizers_N)
+        known_N = known(log_normalizers_N)
         live_N = _LogNormalizers.apply(hidden_NH, head.weight, head.bias, known_N, head.scale, weight_RV.shape[1])
         rows_NR = self.logits.live(hidden_NH, head, step_rows)
         return rows_NR - live_N.unsqueeze(-1).to(rows_NR.dtype) * weight_RV.detach().sum(-1)
@@ -42,7 +43,7 @@ class LogProbReadout(nn.Module):
         self, hidden_NH: Tensor, head: Head | None, step_rows: float, log_normalizers_N: Tensor | None = None
     ) -> Tensor:
         rows_NR = self.logits.detached(hidden_NH, head, step_rows)
-        known_N1 = _given(log_normalizers_N).unsqueeze(-1).to(rows_NR.dtype)
+        known_N1 = known(log_normalizers_N).unsqueeze(-1).to(rows_NR.dtype)
         return rows_NR - known_N1 * self.logits.sum_R()
 
     def squared_norm(self, gradient_BTR: Tensor) -> Tensor:
@@ -50,14 +51,6 @@ class LogProbReadout(nn.Module):
 
     def flush(self) -> None:
         self.logits.flush()
-
-
-def _given(log_normalizers_N: Tensor | None) -> Tensor:
-    if log_normalizers_N is None:
-        raise ValueError(
-            "log-probabilities need the log-sum-exps of a token pass, got None: call `token_pass(..., normalizers=True)`"
-        )
-    return log_normalizers_N
 
 
 class _LogNormalizers(torch.autograd.Function):

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from gakd.cache import cache_dir
@@ -40,7 +40,7 @@ class ModelConfig:
     student: str = "Qwen3-0.6B"
     """The student: a folder, a hub id or a name such as Qwen3-0.6B; usually fine-tuned by baselines/sft.py first."""
     teacher: str | None = "Qwen3-8B"
-    """The teacher, of the same tokenizer; None, where a recipe can do without, leaves out the comparison with it."""
+    """The teacher, of the same tokenizer (uld.py: of any); None, where a recipe can do without, leaves out the comparison with it."""
     teacher_cache: Path | None = None
     """Folder that tools/cache_teacher.py made of --teacher and this data: trains without loading the teacher."""
     student_layers: tuple[int, ...] = ()
@@ -129,6 +129,12 @@ def load_model(name: str, dtype: torch.dtype = torch.float32, layers: Sequence[i
     return (prune_layers(model, layers) if layers else model).eval()
 
 
+def load_backbone(name: str, layers: Sequence[int] = ()) -> PreTrainedModel:
+    """A model without its head, in fp32, with attention that has second derivatives: for a discriminator."""
+    model = _load(AutoModel.from_pretrained, name, dtype=torch.float32, attn_implementation="eager")
+    return (prune_layers(model, layers) if layers else model).eval()
+
+
 def _load(loader: Any, name: str, **options: Any) -> Any:
     transformers_logging.disable_progress_bar()  # a bar a shard, in the middle of a run's own output
     try:
@@ -150,7 +156,7 @@ def check_tokenizers(
     if student.get_vocab() != teacher.get_vocab():
         raise ModelError(
             f"student {names[0]} ({len(student)} tokens) and teacher {names[1]} ({len(teacher)} tokens) have different "
-            f"vocabularies: token-level losses need one tokenizer; choose a pair of one family"
+            f"vocabularies: token-level losses need one tokenizer; choose a pair of one family, or distil with baselines/uld.py"
         )
     if student.eos_token_id != teacher.eos_token_id:
         raise ModelError(

@@ -7,35 +7,13 @@ micro-batches and all ranks. So neither the micro-batch size, nor accumulation, 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-Weight = float | Callable[[int], float]
+from torch import Tensor
 
-
-@dataclass(frozen=True)
-class Ramp:
-    """`weight * clip((step - start + 1) / steps, 0, 1)`: nothing before `start`, everything from `start + steps - 1` on."""
-
-    weight: float
-    start: int = 0
-    steps: int = 1
-
-    def __post_init__(self) -> None:
-        if self.steps < 1 or self.start < 0:
-            raise ValueError(f"a ramp needs start >= 0 and steps >= 1, got start={self.start}, steps={self.steps}")
-
-    def __call__(self, step: int) -> float:
-        return self.weight * min(max((step - self.start + 1) / self.steps, 0.0), 1.0)
-
-    def __str__(self) -> str:
-        return f"ramp({self.weight:g}, start={self.start}, steps={self.steps})"
-
-
-def ramp(weight: float, start: int = 0, steps: int = 1) -> Ramp:
-    """A weight that is 0 before optimizer step `start` and rises linearly to `weight` in `steps` steps."""
-    return Ramp(weight, start, steps)
+from gakd.weights import Balanced, Weight, weight_at, weight_text
 
 
 class Counts(NamedTuple):
@@ -78,6 +56,16 @@ class Term:
 
     __rmul__ = __mul__
 
+    def __str__(self) -> str:
+        """The name and what was set: `jensen_shannon(beta=0.5)`. Flags and temperatures only where they are not the default."""
+        shown = []
+        for name, parameter in inspect.signature(type(self).__init__).parameters.items():
+            value = getattr(self, name, inspect.Parameter.empty)
+            quiet = name.startswith("temperature") or isinstance(value, bool)
+            if isinstance(value, (bool, int, float)) and not (quiet and value == parameter.default):
+                shown.append(f"{name}={value if isinstance(value, bool) else format(value, 'g')}")
+        return f"{self.name}({', '.join(shown)})" if shown else self.name
+
     def __add__(self, other: Term | Objective) -> Objective:
         return Objective(((1.0, self),)) + other
 
@@ -100,17 +88,14 @@ class Objective:
         return (term for _, term in self.terms)
 
     def __str__(self) -> str:
-        return " + ".join(
-            f"{weight if callable(weight) else format(weight, 'g')} * {term.name}" for weight, term in self.terms
-        )
+        return " + ".join(f"{weight_text(weight)} * {term}" for weight, term in self.terms)
 
     def coefficients(self, step: int, counts: Counts) -> Coefficients:
         """The factors of the terms at `step`; ValueError where the step supervises nothing."""
         if counts.tokens < 1 or counts.sequences < 1:
             raise ValueError(f"an optimizer step needs supervised tokens, got {counts}: check labels and max_length")
         factors = {
-            term.name: float(weight(step) if callable(weight) else weight) * counts.world_size / counts.of(term.unit)
-            for weight, term in self.terms
+            term.name: weight_at(weight, step) * counts.world_size / counts.of(term.unit) for weight, term in self.terms
         }
         return Coefficients(factors, per_sequence=1 / counts.sequences, step_rows=counts.tokens / counts.world_size)
 
@@ -118,3 +103,9 @@ class Objective:
         """Summed losses -> the means that are logged; a name that is not a term's is a statistic per sequence."""
         per_token = {term.name for term in self if term.unit == "token"}
         return {name: total / counts.of("token" if name in per_token else "sequence") for name, total in sums.items()}
+
+    def finish_step(self, over_ranks: Callable[[Tensor], Tensor]) -> None:
+        """Let balanced weights take in what the step's backwards measured; after the last of them, on every rank."""
+        for weight, _ in self.terms:
+            if isinstance(weight, Balanced):
+                weight.finish_step(over_ranks)

@@ -36,6 +36,11 @@ class Readout(Protocol):
 
     needs_log_normalizers: bool
 
+    @property
+    def student_map(self) -> nn.Module | None:
+        """A part that plays on the student's side, trained by its optimizer; None for most."""
+        ...
+
     def live(self, hidden_NH: Tensor, head: Head, step_rows: float, log_normalizers_N: Tensor | None = None) -> Tensor:
         """The student's rows `[N, R]`, with gradient to hidden states and head, and not to the readout's parameters."""
         ...
@@ -68,6 +73,15 @@ def rows_that_pay(readout_width: int, hidden_width: int, owner: Owner, head_trai
     return products * readout_width * hidden_width / (products * hidden_width + 3 * readout_width)
 
 
+def known(log_normalizers_N: Tensor | None) -> Tensor:
+    """Log-sum-exps that a readout needs; ValueError where they are missing."""
+    if log_normalizers_N is None:
+        raise ValueError(
+            "this readout needs the log-sum-exps of a token pass, got None: call `token_pass(..., normalizers=True)`"
+        )
+    return log_normalizers_N
+
+
 class LogitReadout(nn.Module):
     """A linear map of the logits, `[N, R]`; centred or, as in the paper, raw.
 
@@ -79,6 +93,7 @@ class LogitReadout(nn.Module):
     """
 
     needs_log_normalizers = False
+    student_map = None
 
     def __init__(self, vocab_size: int, width: int = 256, centered: bool = False) -> None:
         super().__init__()

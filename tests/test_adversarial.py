@@ -5,15 +5,21 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
+from transformers import Qwen3Config, Qwen3Model
 
 from gakd import (
     Adversarial,
+    AttentionPoolDiscriminator,
     CenteredLogitReadout,
+    ExpectedEmbedding,
     Head,
+    HiddenReadout,
+    HingeGAN,
+    LMDiscriminator,
     LogitReadout,
     LogProbReadout,
     MLPDiscriminator,
+    NonSaturatingGAN,
     RelativisticGAN,
     StudentOutput,
     TeacherOutput,
@@ -36,14 +42,32 @@ def double():
     torch.set_default_dtype(torch.float32)
 
 
+def hidden_readout(vocab_size: int, width: int) -> HiddenReadout:
+    return HiddenReadout(H_STUDENT, H_TEACHER)
+
+
+def language_model(width: int) -> LMDiscriminator:
+    config = Qwen3Config(
+        vocab_size=11, hidden_size=8, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=4, attn_implementation="eager",
+    )  # fmt: skip
+    return LMDiscriminator(Qwen3Model(config), width)
+
+
+DISCRIMINATORS = {
+    "transformer": lambda width: TransformerDiscriminator(width, width=8, heads=2),
+    "mlp": lambda width: MLPDiscriminator(width, width=8),
+    "attention_pool": lambda width: AttentionPoolDiscriminator(width, width=8),
+    "language_model": language_model,
+}
+READOUTS = [LogitReadout, CenteredLogitReadout, LogProbReadout, ExpectedEmbedding, hidden_readout]
+
+
 def player(discriminator: str = "transformer", readout=CenteredLogitReadout, r1=3.0, r2=5.0) -> Adversarial:
     torch.manual_seed(1)
-    built = (
-        TransformerDiscriminator(R, width=8, heads=2)
-        if discriminator == "transformer"
-        else MLPDiscriminator(R, width=8)
-    )
-    return Adversarial(built, RelativisticGAN(r1, r2), readout(V, R))
+    width = H_TEACHER if readout is hidden_readout else R
+    built = DISCRIMINATORS[discriminator](width)
+    return Adversarial(built, RelativisticGAN(r1, r2), readout(V, width))
 
 
 def material(bias: bool = False, padded: int = 0, student_scale: float = 1.0):
@@ -77,45 +101,54 @@ def play(adversarial, mask, hidden, head, teacher, sequences=B, weight=WEIGHT, s
     return adversarial(StudentOutput(torch.zeros(()), {}, rows), teacher, batch_of(mask), coefficients)
 
 
-def direct(adversarial, mask, hidden, head, teacher) -> tuple[Tensor, Tensor]:
-    """Both losses on whole [N, V] logits, as one would write them with memory to spare."""
-    readout, game = adversarial.readout, adversarial.game
+def what_is_read(readout, hidden: Tensor, head: Head) -> Tensor:
+    """Of a model, whole: what penalties are taken with respect to."""
+    if isinstance(readout, HiddenReadout):
+        return hidden @ readout.student_map.weight.T if hidden.shape[1] == H_STUDENT else hidden
+    logits = head.logits(hidden, V)
+    if isinstance(readout, ExpectedEmbedding):
+        return logits.softmax(-1)
+    return logits.log_softmax(-1) if isinstance(readout, LogProbReadout) else logits
+
+
+def map_of(readout) -> Tensor | None:
+    if isinstance(readout, HiddenReadout):
+        return None
     weight_RV = readout.logits.weight if isinstance(readout, LogProbReadout) else readout.weight
-    student_logits = (hidden @ head.weight.T + (0 if head.bias is None else head.bias))[:, :V] * head.scale
-    teacher_logits = (teacher.hidden_NH @ teacher.head.weight.T)[:, :V]
+    centered = isinstance(readout, LogitReadout) and readout.centered
+    return weight_RV - weight_RV.mean(-1, keepdim=True) if centered else weight_RV
 
-    def score(logits: Tensor, weight: Tensor) -> Tensor:
-        if isinstance(readout, LogProbReadout):
-            pass  # already log-probabilities: penalties are taken with respect to these
-        elif readout.centered:
-            logits = logits - logits.mean(-1, keepdim=True)
-        return adversarial.discriminator(pack(logits @ weight.T, batch_of(mask)), pack_mask(batch_of(mask)))
 
-    if isinstance(readout, LogProbReadout):
-        student_logits, teacher_logits = student_logits.log_softmax(-1), teacher_logits.log_softmax(-1)
-    real_in, fake_in = teacher_logits.detach().requires_grad_(), student_logits.detach().requires_grad_()
-    real, fake = score(real_in, weight_RV), score(fake_in, weight_RV)
+def direct(adversarial, mask, hidden, head, teacher) -> tuple[Tensor, Tensor]:
+    """Both losses on all that is read, `[N, V]`, as one would write them with memory to spare."""
+    readout, game = adversarial.readout, adversarial.game
+
+    def score(read: Tensor) -> Tensor:
+        weight = map_of(readout)
+        rows = read if weight is None else read @ weight.T
+        return adversarial.discriminator(pack(rows, batch_of(mask)), pack_mask(batch_of(mask)))
+
+    student_read = what_is_read(readout, hidden, head)
+    real_in = what_is_read(readout, teacher.hidden_NH, teacher.head).detach().requires_grad_()
+    fake_in = student_read.detach().requires_grad_()
+    real, fake = score(real_in), score(fake_in)
     (real_gradient,) = torch.autograd.grad(real.sum(), real_in, create_graph=True)
     (fake_gradient,) = torch.autograd.grad(fake.sum(), fake_in, create_graph=True)
     penalty = game.r1 / 2 * real_gradient.square().sum() + game.r2 / 2 * fake_gradient.square().sum()
-    discriminator_loss = (softplus(-(real - fake)).sum() + penalty) / B
-    student_loss = softplus(-(score(student_logits, weight_RV) - real.detach())).sum() * WEIGHT / B
+    discriminator_loss = (game.discriminator(fake, real).sum() + penalty) / B
+    student_loss = game.student(score(student_read), real.detach()).sum() * WEIGHT / B
     return student_loss, discriminator_loss
 
 
-@pytest.mark.parametrize("discriminator", ["transformer", "mlp"])
-@pytest.mark.parametrize("readout", [LogitReadout, CenteredLogitReadout, LogProbReadout])
-@pytest.mark.parametrize(
-    "case", [{}, {"padded": 3}, {"bias": True, "student_scale": 0.5}, {"bias": True, "padded": 2}], ids=str
-)
-@pytest.mark.parametrize("way", [FACTORED, DIRECT], ids=["factored", "direct"])
-def test_both_players_gradients_equal_the_direct_ones(discriminator, readout, case, way):
-    adversarial = player(discriminator, readout)
+def assert_both_gradients(adversarial, case, way=FACTORED) -> None:
     mask, hidden, head, teacher = material(**case)
-    leaves = [tensor for tensor in (hidden, head.weight, head.bias) if tensor is not None]
+    map_weights = [adversarial.readout.student_map.weight] if adversarial.readout.student_map is not None else []
+    heads = [] if isinstance(adversarial.readout, HiddenReadout) else [head.weight, head.bias]
+    leaves = [tensor for tensor in (hidden, *heads, *map_weights) if tensor is not None]
+    own = [parameter for parameter in adversarial.parameters() if parameter.requires_grad]
     student_loss, discriminator_loss = direct(adversarial, mask, hidden, head, teacher)
     expected = torch.autograd.grad(student_loss, leaves)
-    expected_own = torch.autograd.grad(discriminator_loss, list(adversarial.parameters()))
+    expected_own = torch.autograd.grad(discriminator_loss, own)
 
     played = play(adversarial, mask, hidden, head, teacher, step_rows=way)
     played.loss.backward()
@@ -123,8 +156,74 @@ def test_both_players_gradients_equal_the_direct_ones(discriminator, readout, ca
     torch.testing.assert_close(played.loss, student_loss)
     for leaf, gradient in zip(leaves, expected, strict=True):
         torch.testing.assert_close(leaf.grad, gradient, rtol=1e-10, atol=1e-14)
-    for parameter, gradient in zip(adversarial.parameters(), expected_own, strict=True):
+    for parameter, gradient in zip(own, expected_own, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-9, atol=1e-14)
+
+
+@pytest.mark.parametrize("discriminator", ["transformer", "mlp"])
+@pytest.mark.parametrize("readout", READOUTS)
+@pytest.mark.parametrize(
+    "case", [{}, {"padded": 3}, {"bias": True, "student_scale": 0.5}, {"bias": True, "padded": 2}], ids=str
+)
+@pytest.mark.parametrize("way", [FACTORED, DIRECT], ids=["factored", "direct"])
+def test_both_players_gradients_equal_the_direct_ones(discriminator, readout, case, way):
+    assert_both_gradients(player(discriminator, readout), case, way)
+
+
+@pytest.mark.parametrize("discriminator", DISCRIMINATORS)
+@pytest.mark.parametrize("game", [NonSaturatingGAN, HingeGAN])
+@pytest.mark.parametrize("readout", READOUTS)
+def test_every_game_discriminator_and_readout_together(discriminator, game, readout):
+    adversarial = player(discriminator, readout)
+    adversarial.game = game(r1=2.0, r2=7.0)
+    assert_both_gradients(adversarial, {"bias": True})
+
+
+def test_a_soft_capped_head_is_read_through_its_probabilities():
+    adversarial = player(readout=ExpectedEmbedding)
+    mask, hidden, head, teacher = material(bias=True, student_scale=0.5)
+    head = head._replace(softcap=2.0)
+    student_loss, _ = direct(adversarial, mask, hidden, head, teacher)
+    expected = torch.autograd.grad(student_loss, (hidden, head.weight, head.bias))
+    play(adversarial, mask, hidden, head, teacher).loss.backward()
+    for leaf, gradient in zip((hidden, head.weight, head.bias), expected, strict=True):
+        torch.testing.assert_close(leaf.grad, gradient, rtol=1e-10, atol=1e-14)
+
+
+def test_an_embedding_that_does_not_train_gets_no_gradient_and_scores_as_it_was_given():
+    given = torch.randn(V, R)
+    adversarial = player()
+    adversarial.readout = ExpectedEmbedding(V, R, embeddings_VR=given, trains=False)
+    mask, hidden, head, teacher = material()
+    student_loss, discriminator_loss = direct(adversarial, mask, hidden, head, teacher)
+    own = list(adversarial.discriminator.parameters())
+    expected = torch.autograd.grad(discriminator_loss, own)
+    torch.testing.assert_close(play(adversarial, mask, hidden, head, teacher).loss, student_loss)
+    adversarial.flush()
+    assert adversarial.readout.weight.grad is None
+    for parameter, gradient in zip(own, expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-9, atol=1e-14)
+
+
+def test_hidden_states_of_one_width_are_read_as_they_are():
+    readout = HiddenReadout(6, 6)
+    assert readout.student_map is None
+    hidden, head = torch.randn(5, 6), Head(torch.randn(V, 6))
+    assert torch.equal(readout.live(hidden, head, 5.0), hidden)
+    assert torch.equal(readout.detached(hidden, None, 5.0), hidden)
+    with pytest.raises(ValueError, match="width 6, the teacher's have 7"):
+        readout.detached(torch.randn(5, 7), head, 5.0)
+
+
+def test_the_map_of_a_narrower_student_is_the_students_and_not_the_discriminators():
+    adversarial = player(readout=hidden_readout)
+    map_weight = adversarial.readout.student_map.weight
+    assert all(parameter is not map_weight for parameter in adversarial.parameters())
+    step = material()
+    played = play(adversarial, *step)
+    assert map_weight.grad is None  # the discriminator's own update leaves it alone
+    played.loss.backward()
+    assert map_weight.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("way", [FACTORED, DIRECT], ids=["factored", "direct"])
@@ -219,7 +318,7 @@ def split(mask: Tensor, rows: Tensor, sequences: slice) -> Tensor:
 
 EVERY = pytest.mark.parametrize(
     ("discriminator", "readout"),
-    [(name, kind) for name in ("transformer", "mlp") for kind in (LogitReadout, CenteredLogitReadout, LogProbReadout)],
+    [(name, kind) for name in DISCRIMINATORS for kind in READOUTS],
 )
 
 
@@ -227,20 +326,25 @@ EVERY = pytest.mark.parametrize(
 @pytest.mark.parametrize("way", [FACTORED, DIRECT], ids=["factored", "direct"])
 def test_gradients_do_not_depend_on_how_the_step_is_cut_into_micro_batches(discriminator, readout, way):
     mask, hidden, head, teacher = material()
-    whole = player(discriminator, readout)
+    whole, cut = player(discriminator, readout), player(discriminator, readout)
     play(whole, mask, hidden, head, teacher).loss.backward()
     whole.flush()
-    expected = hidden.grad.clone(), head.weight.grad.clone(), [p.grad for p in whole.parameters()]
+    expected = [leaf.grad for leaf in leaves_of(whole, hidden, head)]
     hidden.grad = head.weight.grad = None
-    cut = player(discriminator, readout)
     for part in (slice(0, 1), slice(1, 4)):
         own = TeacherOutput(split(mask, teacher.hidden_NH, part), teacher.head)
         play(cut, mask[part], split(mask, hidden, part), head, own, step_rows=way).loss.backward()
     cut.flush()
-    torch.testing.assert_close(hidden.grad, expected[0])
-    torch.testing.assert_close(head.weight.grad, expected[1])
-    for parameter, gradient in zip(cut.parameters(), expected[2], strict=True):
-        torch.testing.assert_close(parameter.grad, gradient)
+    for leaf, gradient in zip(leaves_of(cut, hidden, head), expected, strict=True):
+        torch.testing.assert_close(leaf.grad, gradient)
+
+
+def leaves_of(adversarial: Adversarial, hidden: Tensor, head: Head) -> list[Tensor]:
+    """Whatever a step trains, of both players."""
+    trained = [parameter for parameter in adversarial.parameters() if parameter.requires_grad]
+    if isinstance(adversarial.readout, HiddenReadout):
+        return [hidden, adversarial.readout.student_map.weight, *trained]
+    return [hidden, head.weight, *trained]
 
 
 @EVERY
@@ -274,7 +378,8 @@ def test_a_sequence_without_supervised_tokens_counts_for_nothing():
 def test_centered_readouts_are_blind_to_an_offset_of_the_logits_and_raw_ones_are_not():
     mask, hidden, head, teacher = material(bias=True)
     shifted = head._replace(bias=head.bias + 3.0)
-    for readout, blind in ((CenteredLogitReadout, True), (LogProbReadout, True), (LogitReadout, False)):
+    for readout in READOUTS:
+        blind = readout is not LogitReadout
         scores = [
             play(player(readout=readout), mask, hidden, own, teacher).losses["adversarial"] for own in (head, shifted)
         ]

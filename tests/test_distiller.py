@@ -19,10 +19,12 @@ from gakd import (
     CenteredLogitReadout,
     CrossEntropy,
     Distiller,
+    HiddenReadout,
     LocalTeacher,
     RelativisticGAN,
     ReverseKL,
     TransformerDiscriminator,
+    ramp,
 )
 from gakd.objective import Counts, Objective
 from tests import tiny
@@ -245,3 +247,22 @@ def test_an_objective_with_two_adversaries_is_refused():
 def test_the_adversary_is_no_part_of_the_wrapped_module():
     step = Step()
     assert {name.split(".")[0] for name, _ in step.distiller.named_parameters()} == {"student"}
+
+
+def test_a_students_map_trains_with_the_student_and_waits_with_a_zero_gradient_until_the_game_begins():
+    step = Step()
+    step.adversarial = Adversarial(
+        TransformerDiscriminator(48, width=16, heads=2), RelativisticGAN(), HiddenReadout(32, 48)
+    )
+    step.objective = 1.0 * CrossEntropy() + ramp(0.1, start=1) * step.adversarial
+    step.distiller = Distiller(step.student, step.objective)
+    weight = step.adversarial.readout.student_map.weight
+    assert any(parameter is weight for parameter in step.distiller.parameters())
+    assert not any(parameter is weight for parameter in step.adversarial.parameters())
+    batch = batch_of(sequences())
+    for index, moves in enumerate((False, True)):
+        coefficients = step.objective.coefficients(index, Counts(len(batch.labels_N), 6))
+        teacher_output = step.teacher(batch)
+        output = step.distiller(batch, teacher_output, coefficients)
+        (output.loss + step.adversarial(output, teacher_output, batch, coefficients).loss).backward()
+        assert bool(weight.grad.abs().sum() > 0) is moves

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from gakd import CrossEntropy, ForwardKL, ReverseKL, ramp
+from gakd import (
+    Adversarial,
+    CrossEntropy,
+    ForwardKL,
+    HingeGAN,
+    JensenShannon,
+    LogitReadout,
+    MLPDiscriminator,
+    ReverseKL,
+    SkewReverseKL,
+    ramp,
+)
 from gakd.objective import Counts, Objective, Term
 
 
@@ -35,17 +46,19 @@ def test_a_weight_may_be_any_function_of_the_step():
     assert [objective.coefficients(step, counts).terms["cross_entropy"] for step in range(4)] == [0, 1, 4, 9]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        ((0.4,), [0.4, 0.4, 0.4, 0.4]),
-        ((0.4, 2), [0, 0, 0.4, 0.4]),
-        ((0.4, 1, 4), [0, 0.1, 0.2, 0.3]),
-        ((1.0, 0, 2), [0.5, 1, 1, 1]),
-    ],
-)
-def test_ramp(arguments, expected):
-    assert [ramp(*arguments)(step) for step in range(4)] == pytest.approx(expected)
+def test_terms_print_their_settings():
+    written = (
+        JensenShannon(0.3, temperature=2)
+        + SkewReverseKL(0.1, detach_mixture=True)
+        + ForwardKL(temperature=1.5, temperature_squared=False)
+    )
+    assert str(written).split(" + ") == [
+        "1 * jensen_shannon(beta=0.3, temperature=2)",
+        "1 * skew_reverse_kl(alpha=0.1, detach_mixture=True)",
+        "1 * forward_kl(temperature=1.5, temperature_squared=False)",
+    ]
+    adversary = Adversarial(MLPDiscriminator(4), HingeGAN(r1=1, r2=0), LogitReadout(9, 4))
+    assert str(0.1 * adversary) == "0.1 * adversarial(HingeGAN(r1=1, r2=0), MLPDiscriminator, LogitReadout)"
 
 
 def test_means_divide_token_terms_by_tokens_and_the_rest_by_sequences():
@@ -61,5 +74,3 @@ def test_bad_objectives_are_refused_with_what_to_do():
         "0.5" * ReverseKL()
     with pytest.raises(ValueError, match="needs supervised tokens"):
         (1 * CrossEntropy()).coefficients(0, Counts(0, 0))
-    with pytest.raises(ValueError, match="steps >= 1"):
-        ramp(1.0, steps=0)

@@ -1,0 +1,161 @@
+"""Weights of terms: numbers, schedules of the step, and one that follows the gradients. All print as they are written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+Weight = float | Callable[[int], float]
+
+
+def weight_at(weight: Weight, step: int) -> float:
+    """A weight's value at an optimizer step, counted from 0."""
+    return float(weight(step) if callable(weight) else weight)
+
+
+def weight_text(weight: Weight) -> str:
+    """As it is written: `0.5`, `ramp(0.1, start=200, steps=1)`, `my_schedule(step)`."""
+    if not callable(weight):
+        return format(weight, "g")
+    own_text = type(weight).__str__ is not object.__str__
+    return str(weight) if own_text else f"{getattr(weight, '__name__', type(weight).__name__)}(step)"
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """`weight * clip((step - start + 1) / steps, 0, 1)`: nothing before `start`, everything from `start + steps - 1` on."""
+
+    weight: float
+    start: int = 0
+    steps: int = 1
+
+    def __post_init__(self) -> None:
+        _check_span("ramp", self.start, self.steps)
+
+    def __call__(self, step: int) -> float:
+        return self.weight * min(max((step - self.start + 1) / self.steps, 0.0), 1.0)
+
+    def __str__(self) -> str:
+        return f"ramp({self.weight:g}, start={self.start}, steps={self.steps})"
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """`last + (first - last) (1 + cos(pi clip((step - start) / steps, 0, 1))) / 2`."""
+
+    first: float
+    last: float
+    start: int = 0
+    steps: int = 1
+
+    def __post_init__(self) -> None:
+        _check_span("cosine", self.start, self.steps)
+
+    def __call__(self, step: int) -> float:
+        progress = min(max((step - self.start) / self.steps, 0.0), 1.0)
+        return self.last + (self.first - self.last) * (1 + math.cos(math.pi * progress)) / 2
+
+    def __str__(self) -> str:
+        return f"cosine({self.first:g}, {self.last:g}, start={self.start}, steps={self.steps})"
+
+
+@dataclass(frozen=True)
+class Stepwise:
+    """The weight of the last of `(step, weight)` that has come; 0 before the first."""
+
+    changes: tuple[tuple[int, float], ...]
+
+    def __call__(self, step: int) -> float:
+        return next((weight for start, weight in reversed(self.changes) if step >= start), 0.0)
+
+    def __str__(self) -> str:
+        return f"stepwise({{{', '.join(f'{start}: {weight:g}' for start, weight in self.changes)}}})"
+
+
+def ramp(weight: float, start: int = 0, steps: int = 1) -> Ramp:
+    """A weight that is 0 before optimizer step `start` and rises linearly to `weight` in `steps` steps."""
+    return Ramp(weight, start, steps)
+
+
+def cosine(first: float, last: float, start: int = 0, steps: int = 1) -> Cosine:
+    """A weight that is `first` up to step `start` and `last` from `start + steps` on, with half a cosine between."""
+    return Cosine(first, last, start, steps)
+
+
+def stepwise(changes: dict[int, float]) -> Stepwise:
+    """A weight that changes at the steps of `{step: weight}` and stays until the next; 0 before the first."""
+    if not changes or min(changes) < 0:
+        raise ValueError(f"stepwise needs at least one {{step: weight}} with steps from 0, got {changes}")
+    return Stepwise(tuple(sorted(changes.items())))
+
+
+def balanced(share: Weight, initial: float = 0.01, smoothing: float = 0.9, limit: float = 1e4) -> Balanced:
+    """A weight that holds an adversary's gradient at `share` of the token terms', at the student's last hidden states."""
+    return Balanced(share, initial, smoothing, limit)
+
+
+class Balanced(nn.Module):
+    """`share(step) * ratio`, ratio = `||d token terms / d hidden|| / ||d adversary / d hidden||`, the adversary's at weight 1.
+
+    VQGAN's adaptive weight (arXiv 2012.09841, equation 7), with three differences. The norms are those of a whole optimizer
+    step, over all its micro-batches and ranks, so that the weight depends on neither; they are therefore known at the end of
+    a step and count from the next one on. The ratio is an exponential average, `smoothing` of it the old one. And the
+    gradients are taken at the last hidden states, where both are at hand, instead of at a weight. The first step
+    plays at `initial`; no weight exceeds `limit`. `share` may be a schedule; nothing is measured where it is 0.
+    """
+
+    ratio: Tensor  # NaN until measured; saved with the adversary
+    squares: Tensor
+
+    def __init__(self, share: Weight, initial: float = 0.01, smoothing: float = 0.9, limit: float = 1e4) -> None:
+        super().__init__()
+        if not 0 <= smoothing < 1:
+            raise ValueError(f"smoothing is the share of the old average and lies in [0, 1), got {smoothing}")
+        if not 0 < initial <= limit:
+            raise ValueError(
+                f"the first weight measures the ratio and lies in (0, limit], got initial={initial}, limit={limit}"
+            )
+        self.share, self.initial, self.smoothing, self.limit = share, initial, smoothing, limit
+        self.register_buffer("ratio", torch.tensor(math.nan))
+        self.register_buffer(
+            "squares", torch.zeros(2), persistent=False
+        )  # of the token terms' gradient, and of the adversary's
+        self._weight = 0.0  # in this step
+
+    def forward(self, step: int) -> float:
+        share, ratio = weight_at(self.share, step), float(self.ratio)
+        self._weight = 0.0 if share == 0 else self.initial if math.isnan(ratio) else min(share * ratio, self.limit)
+        return self._weight
+
+    def watch(self, hidden_NH: Tensor) -> tuple[Tensor, Tensor]:
+        """The hidden states twice, for the token terms and for the adversary; the backward counts each one's gradient."""
+        views = hidden_NH.view_as(hidden_NH), hidden_NH.view_as(hidden_NH)
+        if hidden_NH.requires_grad:
+            for index, view in enumerate(views):
+                view.register_hook(lambda gradient, index=index: self._count(index, gradient))
+        return views
+
+    def finish_step(self, over_ranks: Callable[[Tensor], Tensor]) -> None:
+        """Bring the step's norms into the ratio; `over_ranks` sums a tensor over all ranks."""
+        token, adversary = over_ranks(self.squares).sqrt().tolist()
+        self.squares.zero_()
+        if self._weight == 0 or adversary == 0 or not math.isfinite(token + adversary):
+            return
+        measured, before = token * self._weight / adversary, float(self.ratio)
+        after = measured if math.isnan(before) else self.smoothing * before + (1 - self.smoothing) * measured
+        self.ratio.fill_(after)
+
+    def _count(self, index: int, gradient_NH: Tensor) -> None:
+        self.squares[index] += gradient_NH.detach().float().square().sum()
+
+    def __str__(self) -> str:
+        return f"balanced({weight_text(self.share)})"
+
+
+def _check_span(name: str, start: int, steps: int) -> None:
+    if steps < 1 or start < 0:
+        raise ValueError(f"a {name} needs start >= 0 and steps >= 1, got start={start}, steps={steps}")
