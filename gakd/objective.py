@@ -104,8 +104,10 @@ class Objective:
         per_token = {term.name for term in self if term.unit == "token"}
         return {name: total / counts.of("token" if name in per_token else "sequence") for name, total in sums.items()}
 
-    def finish_step(self, over_ranks: Callable[[Tensor], Tensor]) -> None:
-        """Let balanced weights take in what the step's backwards measured; after the last of them, on every rank."""
-        for weight, _ in self.terms:
+    def finish_step(self, over_ranks: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """Let balanced weights take in what the step measured, after its last backward, on every rank; returns what they were."""
+        used: dict[str, float] = {}
+        for weight, term in self.terms:
             if isinstance(weight, Balanced):
-                weight.finish_step(over_ranks)
+                used[f"{term.name}_weight"] = weight.finish_step(over_ranks)
+        return used

@@ -200,7 +200,7 @@ class Run:
         """Count the step, log its means, save when it is time."""
         sums = {name: float(self._over_ranks(total)) for name, total in self._sums.items()}
         means = objective.means(sums, self._counts)
-        objective.finish_step(self._over_ranks)
+        self._notes |= objective.finish_step(self._over_ranks)
         self.step += 1
         self._view.update(self.step, self._tokens_read, means | {"gradient_norm": self._notes["gradient_norm"]})
         if "discriminator_accuracy" in means and (warning := self._game.observe(means["discriminator_accuracy"])):

@@ -139,15 +139,15 @@ class Balanced(nn.Module):
                 view.register_hook(lambda gradient, index=index: self._count(index, gradient))
         return views
 
-    def finish_step(self, over_ranks: Callable[[Tensor], Tensor]) -> None:
-        """Bring the step's norms into the ratio; `over_ranks` sums a tensor over all ranks."""
+    def finish_step(self, over_ranks: Callable[[Tensor], Tensor]) -> float:
+        """Bring the step's norms into the ratio and return the step's weight; `over_ranks` sums a tensor over all ranks."""
         token, adversary = over_ranks(self.squares).sqrt().tolist()
         self.squares.zero_()
-        if self._weight == 0 or adversary == 0 or not math.isfinite(token + adversary):
-            return
-        measured, before = token * self._weight / adversary, float(self.ratio)
-        after = measured if math.isnan(before) else self.smoothing * before + (1 - self.smoothing) * measured
-        self.ratio.fill_(after)
+        if self._weight > 0 and adversary > 0 and math.isfinite(token + adversary):
+            measured, before = token * self._weight / adversary, float(self.ratio)
+            mixed = self.smoothing * before + (1 - self.smoothing) * measured
+            self.ratio.fill_(measured if math.isnan(before) else mixed)
+        return self._weight
 
     def _count(self, index: int, gradient_NH: Tensor) -> None:
         self.squares[index] += gradient_NH.detach().float().square().sum()

@@ -386,8 +386,9 @@ def test_centered_readouts_are_blind_to_an_offset_of_the_logits_and_raw_ones_are
         assert torch.allclose(*scores, rtol=1e-9) is blind
 
 
-def test_identical_networks_score_a_draw():
-    adversarial = player()
+@pytest.mark.parametrize("readout", [kind for kind in READOUTS if kind is not hidden_readout])
+def test_identical_networks_score_a_draw(readout):
+    adversarial = player(readout=readout)
     mask, hidden, head, _ = material()
     played = play(adversarial, mask, hidden, head, TeacherOutput(hidden.detach(), Head(head.weight.detach())))
     torch.testing.assert_close(played.losses["adversarial"], torch.full((B,), 2.0).log())

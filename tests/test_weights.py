@@ -106,7 +106,7 @@ def test_the_adversarys_gradient_is_held_at_its_share_of_the_token_terms(micro_b
     rows = sequences()
     size = len(rows) // micro_batches
     step.run([batch_of(rows[start : start + size]) for start in range(0, len(rows), size)])
-    step.objective.finish_step(lambda own: own)
+    assert step.objective.finish_step(lambda own: own) == {"adversarial_weight": 0.01}
     step.adversarial.zero_grad()
     weight = step.weight(1)
     token, adversary = norms_at_the_hidden_states(step, weight)
