@@ -36,6 +36,8 @@ class Chunk(NamedTuple):
     def blocks(self) -> Iterator[tuple[slice, slice]]:
         """Few rows at a time: their slice of the pass, and of the chunk."""
         rows, vocab_size = self.student_NV.shape
+        if self.teacher_NV is not None:
+            vocab_size = max(vocab_size, self.teacher_NV.shape[1])
         size = block_rows(rows, vocab_size, self.student_NV.device)
         for start in range(0, rows, size):
             block = slice(start, min(start + size, rows))
@@ -48,18 +50,30 @@ class Chunk(NamedTuple):
 def chunks(
     hidden_NH: Tensor, head: Head, teacher: TeacherOutput | None, vocab_size: int, chunk_rows: int
 ) -> Iterator[Chunk]:
-    """A pass over the rows, without gradient; each chunk's buffers may be written to, and are the next one's."""
+    """A pass over the rows, without gradient; each chunk's buffers may be written to, and are the next one's.
+
+    A teacher of fewer rows speaks about the first ones; the chunks behind them have none.
+    """
     total = len(hidden_NH)
+    taught = 0 if teacher is None else len(teacher.hidden_NH)
     buffer_NV = head.weight.new_empty(min(chunk_rows, total), vocab_size)
-    teacher_buffer_NV = None if teacher is None else teacher.head.weight.new_empty(buffer_NV.shape)
+    teacher_buffer_NU = None
+    if teacher is not None:
+        teacher_size = teacher_vocab_size(teacher, vocab_size)
+        teacher_buffer_NU = teacher.head.weight.new_empty(min(chunk_rows, taught), teacher_size)
     shapes = head.shape, head.shape if teacher is None else teacher.head.shape
-    for start in range(0, total, chunk_rows):
-        rows = slice(start, min(start + chunk_rows, total))
+    for start in [*range(0, taught, chunk_rows), *range(taught, total, chunk_rows)]:
+        rows = slice(start, min(start + chunk_rows, taught if start < taught else total))
         student_NV = _product_into(buffer_NV[: rows.stop - start], hidden_NH[rows], head)
-        teacher_NV = None
-        if teacher is not None and teacher_buffer_NV is not None:
-            teacher_NV = _product_into(teacher_buffer_NV[: rows.stop - start], teacher.hidden_NH[rows], teacher.head)
-        yield Chunk(rows, student_NV, teacher_NV, shapes)
+        teacher_NU = None
+        if teacher is not None and teacher_buffer_NU is not None and start < taught:
+            teacher_NU = _product_into(teacher_buffer_NU[: rows.stop - start], teacher.hidden_NH[rows], teacher.head)
+        yield Chunk(rows, student_NV, teacher_NU, shapes)
+
+
+def teacher_vocab_size(teacher: TeacherOutput, vocab_size: int) -> int:
+    """What a pass sees of the teacher's head: the student's vocabulary, cut to what both have, or all of its own."""
+    return vocab_size if teacher.shared_vocabulary else teacher.head.vocab_size
 
 
 def _product_into(product_NV: Tensor, hidden_NH: Tensor, head: Head) -> Tensor:

@@ -49,6 +49,11 @@ class Distiller(nn.Module):
         head = head_of(self.student)
         player = next((term for term in self._adversary if coefficients.terms[term.name] != 0), None)
         readout = None if player is None else player.readout
+        if player is not None and teacher is not None and not (teacher.shared_vocabulary and teacher.rows is None):
+            raise ValueError(
+                f"{player.name} compares whole sequences of one tokenizer, got a teacher of another: leave the adversary out, "
+                f"or use a teacher of the student's tokenizer"
+            )
         token_NH, live_NH = hidden_NH, hidden_NH
         if player is not None and player.balance is not None:
             token_NH, live_NH = player.balance.watch(hidden_NH)

@@ -19,6 +19,7 @@ class TokenLoss(Term):
     the gradient keeps its size (Hinton et al., arXiv 1503.02531), or by 1 where `temperature_squared` is off.
     """
 
+    needs_shared_vocabulary: bool = True  # most terms compare token with token
     # Class attributes too, so that a subclass may have its own constructor, or none.
     temperature: float = 1.0
     temperature_squared: bool = True
@@ -262,3 +263,20 @@ class TotalVariation(Divergence):
 
     def losses_and_gradient(self, chunk: TokenChunk) -> tuple[Tensor, Tensor]:
         return functional.total_variation_with_gradient(chunk.student_probs_NV, chunk.teacher_probs_NV)
+
+
+class UniversalLogit(Divergence):
+    """Distance of sorted probabilities, for a teacher of any vocabulary (ULD, arXiv 2402.12030; its weight there is 1.5).
+
+    `functional.universal_logit` states the formula. Like every token term it is divided by all supervised tokens of the
+    step: a position that the teacher says nothing about (`TeacherOutput.rows`) counts as 0.
+    """
+
+    name = "universal_logit"
+    needs_shared_vocabulary = False
+
+    def losses(self, student_log_probs_NV: Tensor, teacher_log_probs_NV: Tensor) -> Tensor:
+        return functional.universal_logit(student_log_probs_NV, teacher_log_probs_NV)
+
+    def losses_and_gradient(self, chunk: TokenChunk) -> tuple[Tensor, Tensor]:
+        return functional.universal_logit_with_gradient(chunk.student_probs_NV, chunk.teacher_probs_NV)

@@ -13,6 +13,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 MAX_LOG_RATIO = 80.0  # expm1 of it is finite in fp32; mixtures lose only terms of size exp(-80) by the bound
 MAX_EXPONENT = 35.0  # a product of two such powers, summed over a vocabulary, is finite in fp32
@@ -249,3 +250,27 @@ def total_variation_with_gradient(q_NV: Tensor, p_NV: Tensor) -> tuple[Tensor, T
     difference_NV = q_NV - p_NV
     losses_N = difference_NV.abs().sum(-1) / 2
     return losses_N, difference_NV.sign_().mul_(q_NV).mul_(0.5)
+
+
+def universal_logit(log_q_NV: Tensor, log_p_NU: Tensor) -> Tensor:
+    """`sum_i |q_(i) - p_(i)|`, at most 2: both sorted downwards, the shorter padded with zeros; V and U may differ.
+
+    The Wasserstein distance of ULD (Boizard et al., arXiv 2402.12030, equations 4 and 5), where moving probability costs
+    the same between any two tokens. Blind to which token is meant: 0 where p is q in any other order of its vocabulary.
+    """
+    sorted_NV, sorted_NU = (log_NV.exp().sort(dim=-1, descending=True).values for log_NV in (log_q_NV, log_p_NU))
+    return _sorted_difference(sorted_NV, sorted_NU).abs().sum(-1)
+
+
+def universal_logit_with_gradient(q_NV: Tensor, p_NU: Tensor) -> tuple[Tensor, Tensor]:
+    """ULD and `G = q sign(q - p)` with p at the token's own rank, sign(0) = 0. Rounding turns the sign of differences near 0."""
+    sorted_NV, order_NV = q_NV.sort(dim=-1, descending=True)
+    difference = _sorted_difference(sorted_NV, p_NU.sort(dim=-1, descending=True).values)
+    signed_NV = difference[..., : q_NV.shape[-1]].sign().mul_(sorted_NV)
+    return difference.abs_().sum(-1), torch.empty_like(q_NV).scatter_(-1, order_NV, signed_NV)
+
+
+def _sorted_difference(sorted_NV: Tensor, sorted_NU: Tensor) -> Tensor:
+    """`[N, max(V, U)]`, a fresh tensor."""
+    missing = sorted_NU.shape[-1] - sorted_NV.shape[-1]
+    return pad(sorted_NV, (0, max(missing, 0))) - pad(sorted_NU, (0, max(-missing, 0)))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from gakd.chunks import chunks, default_chunk_rows
+from gakd.chunks import Chunk, chunks, default_chunk_rows, teacher_vocab_size
 from gakd.kernel import Kernel, row_losses, row_pass
 from gakd.types import Head, TeacherOutput, TokenTerm
 
@@ -61,39 +61,31 @@ def token_pass(
     The loss is `sum_k c_k sum_n loss_kn`, a scalar whose gradient with respect to `hidden_NH`, the head's weight and bias
     is already formed (a frozen head's is skipped); losses and log-sum-exps are detached; all in fp32 (fp64 from an fp64
     head). Terms whose coefficient is 0 are not computed. Heads of different padded width over the same tokenizer are
-    cut to the shared vocabulary. `kernel` as in `kernel.row_pass`. One backward a call: the gradients are handed over,
-    not kept. Raises ValueError where rows and labels differ in number or a term lacks its teacher.
+    cut to the shared vocabulary; without one, neither is, and every term must do without it. Where the teacher speaks
+    about some rows only, the losses of its terms are 0 on the others. `kernel` as in `kernel.row_pass`. One backward a
+    call: the gradients are handed over, not kept. Raises ValueError where rows and labels differ in number, where a term
+    lacks its teacher or the vocabulary that it shares, and where log-sum-exps are asked of such a teacher.
     """
     active = [term for term in terms if coefficients[term.name] != 0]
+    teacher = teacher if normalizers or any(term.needs_teacher for term in active) else None
     vocab_size = _check(hidden_NH, head, labels_N, active, teacher, normalizers)
+    order_N = _taught_first(teacher, len(hidden_NH))
+    if order_N is not None:
+        hidden_NH, labels_N = hidden_NH.index_select(0, order_N), labels_N[order_N]
     spec = _Pass(
         labels_N,
         active,
         [coefficients[term.name] for term in active],
-        teacher if normalizers or any(term.needs_teacher for term in active) else None,
+        teacher,
         head.scale,
         head.softcap,
         vocab_size,
-        chunk_rows or default_chunk_rows(vocab_size, hidden_NH.device),
+        chunk_rows or _default_chunk_rows(vocab_size, teacher, hidden_NH.device),
         kernel,
         normalizers,
     )
     loss, student_N, teacher_N, *losses = _FusedTokenLosses.apply(hidden_NH, head.weight, head.bias, spec)
-    return TokenPass(loss, dict(zip([term.name for term in active], losses, strict=True)), student_N, teacher_N)
-
-
-def token_losses(
-    hidden_NH: Tensor,
-    head: Head,
-    labels_N: Tensor,
-    terms: Sequence[TokenTerm],
-    coefficients: dict[str, float],
-    teacher: TeacherOutput | None = None,
-    chunk_rows: int | None = None,
-    kernel: Kernel = "auto",
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss and the losses of `token_pass`."""
-    return token_pass(hidden_NH, head, labels_N, terms, coefficients, teacher, chunk_rows, kernel)[:2]
+    return TokenPass(loss, _named(active, losses, order_N), student_N, teacher_N)
 
 
 @torch.no_grad()
@@ -105,23 +97,53 @@ def token_values(
     teacher: TeacherOutput | None = None,
     chunk_rows: int | None = None,
 ) -> dict[str, Tensor]:
-    """`{term.name: losses [N]}` without any gradient: for evaluation. Checks and cutting as in `token_losses`."""
-    vocab_size = _check(hidden_NH, head, labels_N, terms, teacher)
+    """`{term.name: losses [N]}` without any gradient: for evaluation. Checks and cutting as in `token_pass`."""
     teacher = teacher if any(term.needs_teacher for term in terms) else None
-    chunk_rows = chunk_rows or default_chunk_rows(vocab_size, hidden_NH.device)
+    vocab_size = _check(hidden_NH, head, labels_N, terms, teacher)
+    order_N = _taught_first(teacher, len(hidden_NH))
+    if order_N is not None:
+        hidden_NH, labels_N = hidden_NH.index_select(0, order_N), labels_N[order_N]
+    chunk_rows = chunk_rows or _default_chunk_rows(vocab_size, teacher, hidden_NH.device)
     sum_dtype = torch.promote_types(head.weight.dtype, torch.float32)
-    losses = [labels_N.new_empty(len(labels_N), dtype=sum_dtype) for _ in terms]
+    losses = [labels_N.new_zeros(len(labels_N), dtype=sum_dtype) for _ in terms]
     for chunk in chunks(hidden_NH, head, teacher, vocab_size, chunk_rows):
+        own = _terms_of(chunk, terms)
         for rows, block in chunk.blocks():
-            values = row_losses(*chunk.products(block), labels_N[rows], terms, *chunk.shapes)
-            for losses_N, values_N in zip(losses, values, strict=True):
-                losses_N[rows] = values_N
+            values = row_losses(*chunk.products(block), labels_N[rows], [terms[index] for index in own], *chunk.shapes)
+            for index, values_N in zip(own, values, strict=True):
+                losses[index][rows] = values_N
+    return _named(terms, losses, order_N)
+
+
+def _default_chunk_rows(vocab_size: int, teacher: TeacherOutput | None, device: torch.device) -> int:
+    widest = vocab_size if teacher is None else max(vocab_size, teacher_vocab_size(teacher, vocab_size))
+    return default_chunk_rows(widest, device)
+
+
+def _taught_first(teacher: TeacherOutput | None, rows: int) -> Tensor | None:
+    """The rows that the teacher speaks about, as it orders them, then the others; None where it speaks about all."""
+    if teacher is None or teacher.rows is None:
+        return None
+    # A stable sort finds the others without waiting for the device, which `nonzero` would.
+    taught_N = torch.zeros(rows, dtype=torch.uint8, device=teacher.rows.device).index_fill_(0, teacher.rows, 1)
+    return torch.cat([teacher.rows, taught_N.argsort(stable=True)[: rows - len(teacher.rows)]])
+
+
+def _terms_of(chunk: Chunk, terms: Sequence[TokenTerm]) -> list[int]:
+    """Indices of the terms that a chunk has what it takes for."""
+    return [index for index, term in enumerate(terms) if chunk.teacher_NV is not None or not term.needs_teacher]
+
+
+def _named(terms: Sequence[TokenTerm], losses: Sequence[Tensor], order_N: Tensor | None) -> dict[str, Tensor]:
+    """The losses by name, their rows back in the order of the batch."""
+    if order_N is not None:
+        losses = [torch.empty_like(losses_N).index_copy_(0, order_N, losses_N) for losses_N in losses]
     return {term.name: losses_N for term, losses_N in zip(terms, losses, strict=True)}
 
 
 def _check(
     hidden_NH: Tensor, head: Head, labels_N: Tensor, terms: Sequence[TokenTerm], teacher: TeacherOutput | None,
-    both_vocabularies: bool = False,
+    normalizers: bool = False,
 ) -> int:  # fmt: skip
     """The vocabulary size of the pass, or ValueError."""
     rows = len(hidden_NH)
@@ -130,15 +152,29 @@ def _check(
             f"one label a row: got hidden states of {rows} rows and labels of shape {tuple(labels_N.shape)}"
         )
     needing = [term.name for term in terms if term.needs_teacher]
-    if not needing and (teacher is None or not both_vocabularies):
-        return head.vocab_size
     if teacher is None:
-        raise ValueError(f"{', '.join(needing)} compare with a teacher: pass a TeacherOutput, got None")
-    if len(teacher.hidden_NH) != rows:
+        if needing:
+            raise ValueError(f"{', '.join(needing)} compare with a teacher: pass a TeacherOutput, got None")
+        return head.vocab_size
+    if normalizers and (teacher.rows is not None or not teacher.shared_vocabulary):
         raise ValueError(
-            f"student and teacher must supervise the same rows: got {rows} and {len(teacher.hidden_NH)}; use one batch for both"
+            "log-sum-exps of both models belong to the same tokens, in every row: got a teacher of another vocabulary or of "
+            "some rows only; leave the adversary out, or use a teacher of the student's tokenizer"
         )
-    return min(head.vocab_size, teacher.head.vocab_size)
+    taught = rows if teacher.rows is None else len(teacher.rows)
+    if len(teacher.hidden_NH) != taught:
+        raise ValueError(
+            f"student and teacher must supervise the same rows: got {taught} and {len(teacher.hidden_NH)}; use one batch for both"
+        )
+    if teacher.shared_vocabulary:
+        return min(head.vocab_size, teacher.head.vocab_size)
+    unable = [term.name for term in terms if term.needs_teacher and term.needs_shared_vocabulary]
+    if unable:
+        raise ValueError(
+            f"{', '.join(unable)} compare token with token, but this teacher has another vocabulary: use UniversalLogit, "
+            f"or a teacher of the student's tokenizer"
+        )
+    return head.vocab_size
 
 
 class _FusedTokenLosses(torch.autograd.Function):
@@ -165,18 +201,20 @@ class _FusedTokenLosses(torch.autograd.Function):
 
         wanted = len(values) > 0
         for chunk in chunks(hidden_NH, head, spec.teacher, spec.vocab_size, spec.chunk_rows) if wanted else ():
+            own = _terms_of(chunk, spec.terms)
+            terms, coefficients = [spec.terms[index] for index in own], [spec.coefficients[index] for index in own]
+            own += range(len(spec.terms), len(values))
             for rows, block in chunk.blocks():
                 result = kernel(
-                    *chunk.products(block), spec.labels_N[rows], spec.terms, spec.coefficients, *chunk.shapes,
-                    spec.normalizers,
-                )  # fmt: skip
-                for values_N, own_N in zip(values, [*result.losses, *result.log_normalizers], strict=True):
-                    values_N[rows] = own_N
+                    *chunk.products(block), spec.labels_N[rows], terms, coefficients, *chunk.shapes, spec.normalizers
+                )
+                for index, own_N in zip(own, [*result.losses, *result.log_normalizers], strict=True):
+                    values[index, rows] = own_N
                 if result.gradient_NV is not None:
                     if bias_gradient is not None:
                         bias_gradient[: spec.vocab_size] += result.gradient_NV.sum(0)
                     chunk.student_NV[block] = result.gradient_NV  # the logits have been used up
-            if not spec.terms:
+            if not terms:
                 continue
             if hidden_gradient is not None:
                 hidden_gradient[chunk.rows] = chunk.student_NV @ used_VH

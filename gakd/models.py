@@ -40,7 +40,7 @@ class ModelConfig:
     student: str = "Qwen3-0.6B"
     """The student: a folder, a hub id or a name such as Qwen3-0.6B; usually fine-tuned by baselines/sft.py first."""
     teacher: str | None = "Qwen3-8B"
-    """The teacher, of the same tokenizer (uld.py: of any); None, where a recipe can do without, leaves out the comparison with it."""
+    """The teacher, of the same tokenizer (uld.py: any); None, where a recipe can do without, leaves out the comparison."""
     teacher_cache: Path | None = None
     """Folder that tools/cache_teacher.py made of --teacher and this data: trains without loading the teacher."""
     student_layers: tuple[int, ...] = ()

@@ -124,7 +124,8 @@ class Head(NamedTuple):
 class TokenChunk:
     """Some rows of one micro-batch, as a token term sees them: log-probabilities of both models, and labels.
 
-    Probabilities that are not given are formed on first use, and shared by the terms of one pass.
+    Both are over the shared vocabulary; where there is none, only terms that do without it see the chunk, and the
+    teacher's are over its own. Probabilities that are not given are formed on first use, and shared by the terms of a pass.
     """
 
     def __init__(
@@ -163,6 +164,7 @@ class TokenTerm(Protocol):
 
     name: str
     needs_teacher: bool
+    needs_shared_vocabulary: bool  # whether it compares token with token; read of terms that need a teacher
     temperature: float  # both models' logits are divided by it before the softmax; the chunk is already at it
 
     @property
@@ -189,12 +191,19 @@ class TokenTerm(Protocol):
 class TeacherOutput:
     """The teacher's last hidden states of the supervised rows, and its head; logits are formed chunk by chunk, later.
 
+    `rows` (int64, each at most once) says which of the student's supervised rows it speaks about, in this order; None is
+    all of them. Without `shared_vocabulary` its tokens are not the student's, and only terms that need none may use it.
+
     A plain object, so that Fabric neither casts nor copies what it holds when it crosses a wrapped forward.
     """
 
-    def __init__(self, hidden_NH: Tensor, head: Head) -> None:
+    def __init__(
+        self, hidden_NH: Tensor, head: Head, rows: Tensor | None = None, shared_vocabulary: bool = True
+    ) -> None:
         self.hidden_NH = hidden_NH
         self.head = head
+        self.rows = rows
+        self.shared_vocabulary = shared_vocabulary
 
     def logits(self) -> Tensor:
         """All logits `[N, V]` at once: for inspection and tests, never for training."""

@@ -21,6 +21,7 @@ from gakd.divergences import (
     SkewReverseKL,
     TokenLoss,
     TotalVariation,
+    UniversalLogit,
 )
 from gakd.types import TokenChunk
 
@@ -69,6 +70,15 @@ def sorted_head(p: Tensor, mu: float) -> list[int]:
     return head
 
 
+def sorted_distance(q: Tensor, p: Tensor) -> Tensor:
+    """Rank by rank; where one vocabulary ends, the other's probabilities remain."""
+    q_ranks, p_ranks = (sorted(row.unbind(), key=Tensor.item, reverse=True) for row in (q, p))
+    ranks = range(max(len(q), len(p)))
+    nothing = q.new_zeros(())
+    at = [[part[rank] if rank < len(part) else nothing for rank in ranks] for part in (q_ranks, p_ranks)]
+    return torch.stack([(own - other).abs() for own, other in zip(*at, strict=True)]).sum()
+
+
 def row_loss(term: TokenLoss, q: Tensor, p: Tensor, label: int) -> Tensor:
     if isinstance(term, CrossEntropy):
         return -q[label].log()
@@ -78,6 +88,8 @@ def row_loss(term: TokenLoss, q: Tensor, p: Tensor, label: int) -> Tensor:
         gap = (p - q.detach()).abs()
         share = gap[head].sum() / (gap[head].sum() + gap[tail].sum())
         return share * row_loss(ForwardKL(), q, p, label) + (1 - share) * row_loss(ReverseKL(), q, p, label)
+    if isinstance(term, UniversalLogit):
+        return sorted_distance(q, p)
     return torch.stack([summand(term, q_v, p_v) for q_v, p_v in zip(q, p, strict=True)]).sum()
 
 
@@ -99,6 +111,7 @@ TERMS = [
     *(AlphaBeta(a, b) for a, b in ((0.5, 0.5), (0.2, 0.7), (1.0, 0.0), (0.0, 1.0), (0.3, 0.0), (0.0, 0.3), (0.0, 0.0))),
     *(AlphaBeta(a, b) for a, b in ((0.4, -0.4), (-0.4, 0.4), (1.2, -0.3))),
     TotalVariation(),
+    UniversalLogit(),
 ]
 
 
@@ -184,7 +197,8 @@ def test_divergences_are_finite_and_not_negative_on_near_certain_rows(term):
     losses, gradient = logit_gradient(term, chunk)
     assert torch.isfinite(losses).all()
     assert torch.isfinite(gradient).all()
-    assert (losses > 0).all()
+    alike = torch.tensor([True, True, False]) & isinstance(term, UniversalLogit)  # up to the order of the tokens
+    assert torch.equal(losses > 0, ~alike)
     torch.testing.assert_close(term.chunk_losses(chunk), losses)
     if getattr(term, "beta", 0) >= 0 and getattr(term, "alpha", 0) >= 0:  # negative exponents are cut there
         exact = chunk_of(student.double(), teacher.double())
@@ -311,6 +325,62 @@ def test_total_variation_is_at_most_one_and_flat_where_two_probabilities_agree()
     torch.testing.assert_close(gradient, torch.tensor([[0.0, 0.15, -0.1]]))
 
 
+@pytest.mark.parametrize(("vocabulary", "teacher_vocabulary"), [(13, 29), (29, 13), (13, 13), (1, 5)])
+def test_universal_logit_over_two_vocabularies_equals_float64_autograd_rank_by_rank(vocabulary, teacher_vocabulary):
+    torch.manual_seed(12)
+    student_logits = (3 * torch.randn(6, vocabulary, dtype=torch.float64)).requires_grad_()
+    teacher_logits = 3 * torch.randn(6, teacher_vocabulary, dtype=torch.float64)
+    rows = zip(student_logits.softmax(-1), teacher_logits.softmax(-1), strict=True)
+    expected = torch.stack([sorted_distance(q, p) for q, p in rows])
+    (expected_gradient,) = torch.autograd.grad(expected.sum(), student_logits, retain_graph=True)
+    losses, gradient = logit_gradient(UniversalLogit(), chunk_of(student_logits.detach(), teacher_logits), 0.5)
+    torch.testing.assert_close(losses, expected.detach(), rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(gradient, 0.5 * expected_gradient, rtol=1e-11, atol=1e-13)
+    value = functional.universal_logit(student_logits.log_softmax(-1), teacher_logits.log_softmax(-1))
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(torch.autograd.grad(value.sum(), student_logits)[0], expected_gradient)
+
+
+def test_universal_logit_knows_no_order_of_either_vocabulary_and_no_tokens_without_probability():
+    torch.manual_seed(13)
+    student, teacher = torch.randn(5, 17, dtype=torch.float64), torch.randn(5, 23, dtype=torch.float64)
+    losses, gradient = logit_gradient(UniversalLogit(), chunk_of(student, teacher))
+    order, teacher_order = torch.randperm(17), torch.randperm(23)
+    again, permuted = logit_gradient(UniversalLogit(), chunk_of(student[:, order], teacher[:, teacher_order]))
+    torch.testing.assert_close(again, losses)
+    torch.testing.assert_close(permuted, gradient[:, order])
+    unused = torch.full((5, 9), -1e4, dtype=torch.float64)
+    for chunk in (
+        chunk_of(student, torch.cat([teacher, unused], 1)),
+        chunk_of(torch.cat([student, unused], 1), torch.cat([unused, teacher, unused], 1)),
+    ):
+        wider, wide_gradient = logit_gradient(UniversalLogit(), chunk)
+        torch.testing.assert_close(wider, losses)
+        torch.testing.assert_close(wide_gradient[:, :17], gradient)
+        assert torch.count_nonzero(wide_gradient[:, 17:]) == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_universal_logit_is_exactly_zero_where_one_distribution_is_the_other_in_another_order(dtype):
+    torch.manual_seed(14)
+    log_probs = (4 * torch.randn(8, 33, dtype=dtype)).log_softmax(-1)
+    chunk = TokenChunk(log_probs, log_probs[:, torch.randperm(33)], torch.zeros(8, dtype=torch.long))
+    losses, gradient = logit_gradient(UniversalLogit(), chunk)
+    for values in (losses, gradient, UniversalLogit().chunk_losses(chunk)):
+        assert torch.count_nonzero(values) == 0
+
+
+def test_universal_logit_is_at_most_twice_the_total_variation_of_any_matching_of_tokens():
+    torch.manual_seed(15)
+    log_q, log_p = (3 * torch.randn(2, 40, 25, dtype=torch.float64)).log_softmax(-1)
+    losses = functional.universal_logit(log_q, log_p)
+    for _ in range(5):
+        matched = log_p[:, torch.randperm(25)]
+        assert (losses <= 2 * functional.total_variation(log_q, matched) + 1e-12).all()
+    ranked = log_p.sort(descending=True).values.gather(1, log_q.argsort(descending=True).argsort())
+    torch.testing.assert_close(losses, 2 * functional.total_variation(log_q, ranked))
+
+
 class Hellinger(Divergence):
     """The example of the README: a divergence by its formula alone."""
 
@@ -357,7 +427,7 @@ def test_a_divergence_that_returns_the_wrong_shape_is_told_what_to_return():
     "build",
     [
         CrossEntropy, ForwardKL, ReverseKL, JensenShannon, SkewForwardKL, SkewReverseKL, AdaptiveKL, AlphaBeta,
-        TotalVariation, Hellinger,
+        TotalVariation, UniversalLogit, Hellinger,
     ],
 )  # fmt: skip
 def test_every_term_has_a_temperature_and_its_scale(build):

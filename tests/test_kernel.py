@@ -20,14 +20,16 @@ from gakd import (
     SkewReverseKL,
     TeacherOutput,
     TotalVariation,
+    UniversalLogit,
     kernel,
 )
-from gakd.fused import token_losses, token_values
+from gakd.fused import token_pass, token_values
 
 ROWS, VOCAB = 21, 53
 TERMS = [
     CrossEntropy(), ForwardKL(), ReverseKL(), JensenShannon(0.3), SkewForwardKL(0.1), SkewReverseKL(0.2),
     AdaptiveKL(0.5), AlphaBeta(0.3, 0.6), TotalVariation(),
+    UniversalLogit(),
 ]  # fmt: skip
 COEFFICIENTS = {term.name: 0.3 + 0.1 * index for index, term in enumerate(TERMS)}
 
@@ -43,7 +45,7 @@ def inputs(dtype=torch.float64, scale=1.0, softcap=None, teacher_softcap=None):
 
 def gradients(*arguments, **options):
     hidden, head = arguments[:2]
-    loss, losses = token_losses(*arguments, **options)
+    loss, losses, *_ = token_pass(*arguments, **options)
     return loss, losses, torch.autograd.grad(loss, [hidden, head.weight])
 
 

@@ -1,5 +1,6 @@
 """Text to batches: sources, prompts, windows, collation."""
 
+from gakd.data.alignment import Aligned, align
 from gakd.data.collate import collate
 from gakd.data.load import Data, DataConfig, load_data, load_split
 from gakd.data.prompts import Example, encode, render
@@ -8,6 +9,7 @@ from gakd.data.sources import Split, load_rows
 from gakd.data.windows import Windows, padding_share, split_window
 
 __all__ = [
+    "Aligned",
     "Data",
     "DataConfig",
     "DataError",
@@ -16,6 +18,7 @@ __all__ = [
     "Row",
     "Split",
     "Windows",
+    "align",
     "collate",
     "encode",
     "load_data",

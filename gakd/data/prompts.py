@@ -65,16 +65,12 @@ def encode(
     for row in rows:
         if not row.responses:
             raise DataError(f"{row.where or row.instruction[:40]!r}: the row has no response; give it one")
-    prompts = [render(row, tokenizer, template) for row in rows]
-    # A chat template writes its own special tokens; the Alpaca text takes those the tokenizer begins a text with.
-    prompt_ids = tokenizer(prompts, add_special_tokens=template == "alpaca", verbose=False)["input_ids"]
+    prompt_ids = encode_prompts(rows, tokenizer, template)
     # A control token spelled out in a response is text there: it must not end the response in its middle.
     responses = [row.responses[0] for row in rows]
     response_ids = tokenizer(responses, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
     examples = []
     for row, prompt, response in zip(rows, prompt_ids, response_ids, strict=True):
-        if template == "alpaca" and prompt and prompt[-1] == tokenizer.eos_token_id:
-            prompt = prompt[:-1]
         if len(prompt) <= max_prompt_length:
             examples.append(Example(prompt, [*response, tokenizer.eos_token_id][: max_length - len(prompt)], row))
     if len(examples) < len(rows):
@@ -85,6 +81,15 @@ def encode(
             raise DataError(f"{message}: none is left; raise --max-prompt-length")
         warnings.warn(f"{message}, the first at {dropped.where or dropped.instruction[:40]!r}", stacklevel=2)
     return examples
+
+
+def encode_prompts(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, template: Template) -> list[list[int]]:
+    """Token ids of each row's prompt, up to where the response begins."""
+    prompts = [render(row, tokenizer, template) for row in rows]
+    # A chat template writes its own special tokens; the Alpaca text takes those the tokenizer begins a text with.
+    prompt_ids = tokenizer(prompts, add_special_tokens=template == "alpaca", verbose=False)["input_ids"]
+    end = [tokenizer.eos_token_id]
+    return [ids[:-1] if template == "alpaca" and ids[-1:] == end else ids for ids in prompt_ids]
 
 
 def render(row: Row, tokenizer: PreTrainedTokenizerBase, template: Template = "chat") -> str:

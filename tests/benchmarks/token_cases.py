@@ -117,7 +117,7 @@ def _floor(inputs: Inputs) -> Work:
 
 def _ours(inputs: Inputs, parameters: dict[str, Any], frozen: bool) -> Work:
     from gakd import divergences
-    from gakd.fused import token_losses
+    from gakd.fused import token_pass
     from gakd.types import Head, TeacherOutput
 
     inputs.weight_VH.requires_grad_(not frozen)
@@ -138,7 +138,7 @@ def _ours(inputs: Inputs, parameters: dict[str, Any], frozen: bool) -> Work:
         if not everything:  # the backbone's rows are gathered, which is part of the work
             hidden_NH, labels_N, teacher_NH = hidden_NH[rows_N], labels_N[rows_N], teacher_NH[rows_N]
         teacher = TeacherOutput(teacher_NH, Head(inputs.teacher_weight_VH))
-        return token_losses(hidden_NH, Head(inputs.weight_VH), labels_N, terms, coefficients, teacher)[0]
+        return token_pass(hidden_NH, Head(inputs.weight_VH), labels_N, terms, coefficients, teacher)[0]
 
     return _work(inputs, step)
 
