@@ -132,7 +132,8 @@ class ReverseKL(Divergence):
 class JensenShannon(Divergence):
     """Generalised Jensen-Shannon divergence in GKD's convention (arXiv 2306.13649): beta 0 forward KL, 1 reverse KL.
 
-    Other codebases write `1 - beta` where this writes `beta`; `functional.jensen_shannon` states the formula.
+    TRL and ms-swift write the same `beta`, KDFlow `jsd_beta = 1 - beta`, DistiLLM `lam = 1 - beta`; DistiLLM-2 fixes it at 0.9.
+    `functional.jensen_shannon` states the formula.
     """
 
     name = "jensen_shannon"
