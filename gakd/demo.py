@@ -7,12 +7,14 @@ from pathlib import Path
 from gakd.data import DataConfig
 from gakd.evaluation import EvaluationConfig
 from gakd.models import ModelConfig
+from gakd.teacher_text import TeacherTextConfig
 from gakd.training import RunConfig
 
 MODELS = ModelConfig(
     student="SmolLM2-135M-Instruct", teacher="SmolLM2-135M-Instruct", student_layers=(10,), lora_rank=0
 )
 DATA = DataConfig(dataset="docstrings", max_length=160, max_prompt_length=88)
+TEACHER_TEXT = TeacherTextConfig(teacher_max_new_tokens=40, generation_batch_size=32)
 EVALUATION = EvaluationConfig(examples=48, text_examples=32, max_new_tokens=40)
 
 

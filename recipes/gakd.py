@@ -1,4 +1,4 @@
-"""GAKD: cross entropy + token-level reverse KL + a sequence-level relativistic game against a discriminator.
+"""GAKD: cross entropy + token-level reverse KL + a sequence-level relativistic game against a discriminator (GAKD).
 
 Without --student: SmolLM2-135M-Instruct into its own every third layer, on docstrings, minutes on two CPU cores.
 
@@ -24,6 +24,7 @@ from gakd import (
     RelativisticGAN,
     ReverseKL,
     TransformerDiscriminator,
+    balanced,
     demo,
     logit_readout,
     ramp,
@@ -39,19 +40,21 @@ from gakd.training import Run, RunConfig
 @dataclass
 class Config:
     cross_entropy_weight: float = 0.5
-    """Weight of cross entropy with the dataset's response. [0.5]"""
+    """Weight of cross entropy per token of the dataset's response. [0.5]"""
     reverse_kl_weight: float = 0.5
     """Weight of KL(student‖teacher) per token. [0.5 for 0.6B; its release: 5 for 1.7B, 7.5 for 4B]"""
     adversarial_weight: float = 0.1
     """Weight of the game per sequence, at the end of its ramp. [0.1]"""
+    adversarial_share: float | None = None
+    """Hold the game's gradient, at the last hidden states, at this share of the token terms' instead. [not in the paper]"""
     adversarial_start: int = 0
-    """Optimizer step at which the game begins. [its release: the second epoch]"""
+    """Optimizer step at which the game begins. [0; its release: the second epoch]"""
     adversarial_ramp: int = 1
     """Steps over which its weight rises. [1]"""
     r1: float = 10.0
-    """Gradient penalty on teacher logits. [10]"""
+    """Weight of R1: half the squared gradient of the score with respect to the teacher's logits. [10]"""
     r2: float = 10.0
-    """Gradient penalty on student logits. [10]"""
+    """Weight of R2: the same with respect to the student's. [10]"""
     readout_width: int = 256
     """Width R of the discriminator's linear map of the logits; behind it stands a small Transformer. [a 0.6B LM]"""
     discriminator_learning_rate: float = 2e-4
@@ -86,10 +89,12 @@ def main(config: Config) -> None:
         RelativisticGAN(config.r1, config.r2),
         readout=logit_readout(head_of(student), teacher.head, config.readout_width),
     )
+    level = config.adversarial_weight if config.adversarial_share is None else config.adversarial_share
+    weight = ramp(level, config.adversarial_start, config.adversarial_ramp)
     objective = (
         config.cross_entropy_weight * CrossEntropy()
         + config.reverse_kl_weight * ReverseKL()
-        + ramp(config.adversarial_weight, config.adversarial_start, config.adversarial_ramp) * adversarial
+        + (weight if config.adversarial_share is None else balanced(weight)) * adversarial
     )
     distiller = run.setup(Distiller(student, objective, kernel=config.run.kernel))
     discriminator_optimizer = torch.optim.AdamW(

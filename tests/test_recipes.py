@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import difflib
 import importlib.util
 import json
-import os
-import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -21,91 +17,28 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gakd.cli import parse
-from tests import tiny
+from tests import recipe_table, tiny
+from tests.recipe_runs import (
+    arguments,
+    assert_identical,
+    environment,
+    make_material,
+    metrics,
+    module_of,
+    run_here,
+    run_there,
+    scores,
+    weights,
+)
 
-ROOT = Path(__file__).parent.parent
-RECIPES = {
-    "gakd": ROOT / "recipes" / "gakd.py",
-    **{
-        name: ROOT / "recipes" / "baselines" / f"{name}.py"
-        for name in ("sft", "forward_kl", "reverse_kl", "jensen_shannon")
-    },
-}
-# Added and removed lines against the template: what a method changes, and nothing else.
-DIFFERENCES = {"sft": 84, "forward_kl": 81, "reverse_kl": 79, "jensen_shannon": 83}
+ROOT = recipe_table.ROOT
+# Those with tests of their own; test_every_recipe.py has what holds for all.
+RECIPES = {name: recipe_table.RECIPES[name] for name in ("gakd", "sft", "forward_kl", "reverse_kl", "jensen_shannon")}
 
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory) -> Path:
-    """A teacher, a student and a dataset in folders."""
-    folder = tmp_path_factory.mktemp("material")
-    words = tiny.tokenizer()
-    tiny.save(folder / "teacher", tiny.model(width=48, layers=3, tied=False, seed=2, scale=4.0), words)
-    tiny.save(folder / "student", tiny.model(layers=4, seed=1), words)
-    (folder / "data").mkdir()
-    draw = random.Random(0)
-    for split, rows in (("train", 64), ("valid", 8), ("test", 8)):
-        with (folder / "data" / f"{split}.jsonl").open("w") as file:
-            for index in range(rows):
-                response = "".join(draw.choices("abcd ", k=draw.randint(2, 30)))
-                file.write(json.dumps({"instruction": f"{split} {index}", "output": f"<{response}>"}) + "\n")
-    return folder
-
-
-def arguments(material: Path, output: Path, *more: str, recipe: str = "gakd") -> list[str]:
-    teacher = [] if recipe == "sft" else ["--teacher", str(material / "teacher")]  # fine-tuning does without
-    own = ["--adversarial-start", "2", "--adversarial-ramp", "2", "--readout-width", "16"] if recipe == "gakd" else []
-    return [
-        "--student", str(material / "student"), *teacher, "--dataset", str(material / "data"), "--output-dir", str(output),
-        "--student-layers", "2", "--lora-rank", "0", "--steps", "8", "--batch-size", "8", "--micro-batch-size", "4",
-        "--learning-rate", "3e-3", "--max-length", "96", "--max-prompt-length", "64", "--save-every", "2",
-        "--evaluate-every", "4", "--examples", "4", "--text-examples", "2", "--max-new-tokens", "4", *own, *more,
-    ]  # fmt: skip
-
-
-def module_of(recipe: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"recipe_{recipe}", RECIPES[recipe])
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def run_here(recipe: str, *flags: str) -> None:
-    module = module_of(recipe)
-    module.main(parse(module.PAPER, module.DEMO, module.__doc__, flags))
-
-
-def run_there(
-    recipe: str, *flags: str, launcher: tuple[str, ...] = (), cwd: Path = ROOT
-) -> subprocess.CompletedProcess[str]:
-    command = [*(launcher or (sys.executable,)), os.path.relpath(RECIPES[recipe], cwd), *flags]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment(), check=False)
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-
-
-def metrics(output: Path) -> list[dict[str, str]]:
-    with (output / "metrics.csv").open(newline="") as file:
-        return [
-            {name: cell for name, cell in row.items() if name != "tokens_per_second"} for row in csv.DictReader(file)
-        ]
-
-
-def weights(output: Path) -> dict[str, torch.Tensor]:
-    """The exported student and, where there is one, the adversary and every optimizer moment of the last checkpoint."""
-    last = max((output / "checkpoints").iterdir(), key=lambda path: int(path.name.removeprefix("step-")))
-    found = {f"student.{name}": tensor for name, tensor in load_file(output / "student" / "model.safetensors").items()}
-    for path in sorted(last.glob("*.safetensors")):
-        found |= {f"{path.stem}.{name}": tensor for name, tensor in load_file(path).items()}
-    for path in sorted(last.glob("*_optimizer.pt")):
-        for index, state in torch.load(path, weights_only=True)["state"].items():
-            found |= {f"{path.stem}.{index}.{name}": value for name, value in state.items()}
-    return found
+    return make_material(tmp_path_factory.mktemp("material"))
 
 
 def assert_close(output: Path, expected: Path, tolerance: float) -> None:
@@ -133,40 +66,6 @@ def finished(material, tmp_path_factory) -> Path:
     assert result.returncode == 0, result.stderr[-3000:]
     (output / "stdout.txt").write_text(result.stdout)
     return output
-
-
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_a_recipe_trains_reports_and_exports(recipe, material, tmp_path, capsys):
-    run_here(recipe, *arguments(material, tmp_path / "run", "--steps", "24", "--save-every", "0", recipe=recipe))
-    before, after = (
-        json.loads((tmp_path / "run" / f"{name}.json").read_text())["student"] for name in ("before", "after")
-    )
-    # The random teacher knows nothing of the data, so the two pull apart: what must fall is the recipe's own sum.
-    divergence = {"gakd": "reverse_kl", "reverse_kl": "reverse_kl", "forward_kl": "forward_kl"}.get(recipe)
-    objectives = [scores["cross_entropy"] + (scores[divergence] if divergence else 0) for scores in (before, after)]
-    assert objectives[1] < objectives[0]
-    assert after["cross_entropy"] < before["cross_entropy"]
-    rows = metrics(tmp_path / "run")
-    assert [row["step"] for row in rows if row["cross_entropy"]] == [str(step) for step in range(1, 25)]
-    assert {row["step"] for row in rows if row["valid/cross_entropy"]} == {"4", "8", "12", "16", "20", "24"}
-    assert (tmp_path / "run" / "curves.png").stat().st_size > 10_000
-    printed = capsys.readouterr().out
-    for expected in (
-        "ROUGE-L",
-        "student before",
-        "student after",
-        "reference",
-        str(tmp_path / "run" / "student")[-20:],
-    ):
-        assert expected in printed
-    student = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "student")
-    words = AutoTokenizer.from_pretrained(tmp_path / "run" / "student")
-    assert len(student.model.layers) == 2
-    prompt = words.apply_chat_template(
-        [{"role": "user", "content": "hi"}], add_generation_prompt=True, return_tensors="pt"
-    )
-    answer = student.generate(**prompt, max_new_tokens=3, do_sample=False)
-    assert answer.shape[1] > prompt["input_ids"].shape[1]
 
 
 def test_the_log_shows_the_game_once_it_begins(finished):
@@ -207,19 +106,13 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(materi
     assert not (broken / "student").exists()
     result = run_there("gakd", *arguments(material, broken, *flags, "--resume"))
     assert result.returncode == 0, result.stderr[-3000:]
-    ours, theirs = weights(broken), weights(straight)
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert metrics(broken) == metrics(straight)
-    assert json.loads((broken / "after.json").read_text()) == json.loads((straight / "after.json").read_text())
+    assert_identical(broken, straight)
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
 def test_low_precision_trains(precision, material, tmp_path):
     run_here("gakd", *arguments(material, tmp_path / "run", "--precision", precision, "--steps", "16"))
-    before, after = (
-        json.loads((tmp_path / "run" / f"{name}.json").read_text())["student"] for name in ("before", "after")
-    )
+    before, after = (scores(tmp_path / "run", name) for name in ("before", "after"))
     assert after["cross_entropy"] < before["cross_entropy"]
     expected = torch.float32 if precision == "bf16-mixed" else torch.bfloat16
     assert load_file(tmp_path / "run" / "student" / "model.safetensors")["model.norm.weight"].dtype == expected
@@ -261,6 +154,19 @@ def test_one_discriminator_update_per_micro_batch_on_request(material, finished,
     last = torch.load(tmp_path / "run" / "checkpoints" / "step-8" / "adversarial_optimizer.pt", weights_only=True)
     # 6 steps with a game, two micro-batches each.
     assert {int(state["step"]) for state in last["state"].values()} == {12}
+
+
+def test_a_game_held_at_a_share_of_the_gradient_resumes_bit_for_bit(material, finished, tmp_path):
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    run_here("gakd", *arguments(material, straight, "--adversarial-share", "0.3"))
+    ratio = load_file(straight / "checkpoints" / "step-8" / "adversarial.safetensors")["balance.ratio"]
+    assert ratio > 0
+    assert metrics(straight) != metrics(finished)
+    shutil.copytree(straight, broken)
+    shutil.rmtree(broken / "checkpoints" / "step-8")
+    shutil.rmtree(broken / "student")
+    run_here("gakd", *arguments(material, broken, "--adversarial-share", "0.3", "--resume"))
+    assert_identical(broken, straight)
 
 
 def test_a_folder_that_holds_another_run_is_refused(material, finished, tmp_path):
@@ -317,17 +223,6 @@ def test_defaults_are_the_papers_once_a_student_is_named():
     assert demo.run.steps == 3
 
 
-@pytest.mark.parametrize("recipe", [name for name in RECIPES if name != "gakd"])
-def test_a_recipe_differs_from_the_template_by_its_method(recipe):
-    template, own = (path.read_text().splitlines() for path in (RECIPES["gakd"], RECIPES[recipe]))
-    changed = sum(line[0] in "+-" for line in difflib.ndiff(template, own))
-    assert changed <= DIFFERENCES[recipe], f"{recipe} now differs by {changed} lines"
-    assert f"| {changed} |" in (ROOT / "recipes" / "README.md").read_text(), (
-        f"recipes/README.md should say {changed} for {recipe}"
-    )
-    assert len(template) <= 140
-
-
 def test_the_papers_command_on_models_of_qwen3s_shape(tmp_path):
     """Tied student, untied teacher, the true vocabulary of 151,936 over a tokenizer of 151,646, LoRA, from folders."""
     pytest.importorskip("peft", reason="the extra gakd[lora]")
@@ -377,9 +272,7 @@ def test_the_demo_on_its_real_teacher(tmp_path):
     )
     result = run_there("gakd", "--output-dir", str(tmp_path / "run"), *flags)
     assert result.returncode == 0, result.stderr[-3000:]
-    before, after = (
-        json.loads((tmp_path / "run" / f"{name}.json").read_text())["student"] for name in ("before", "after")
-    )
+    before, after = (scores(tmp_path / "run", name) for name in ("before", "after"))
     for name in ("cross_entropy", "forward_kl", "reverse_kl"):
         assert after[name] < before[name]
     student = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "student")

@@ -17,6 +17,7 @@ import pytest
 from gakd.data import DataConfig, Example, Message, Row, load_rows, load_split
 from gakd.evaluation import Generation, Sampling, evaluate
 from gakd.models import load_model, load_tokenizer
+from gakd.teacher_text import records
 from tests import tiny
 
 TOOLS = Path(__file__).parent.parent / "recipes" / "tools"
@@ -110,17 +111,16 @@ def test_generate_refuses_other_settings_and_skips_what_is_done(folder, tmp_path
 
 
 def test_generate_leaves_out_what_data_would_refuse():
-    tool = imported("generate")
     history: tuple[Message, ...] = ({"role": "system", "content": "Be short."},)
     examples = [Example([1], [2], Row("Why?", "now", ("r",))), Example([1], [2], Row("Well?", "", ("r",), history))]
     texts, generations = ["Because.", "Well."], [Generation([1], True), Generation([1], False)]
     first = {"instruction": "Why?", "input": "now", "output": "Because.", "finished": True}
     turns = [*history, {"role": "user", "content": "Well?"}, {"role": "assistant", "content": "Well."}]
     second = {"messages": turns, "finished": False}
-    assert tool.rows(examples, texts, generations, drop_unfinished=False) == [first, second]
-    assert tool.rows(examples, texts, generations, drop_unfinished=True) == [first]
-    assert tool.rows(examples, ["", "Well."], generations, drop_unfinished=False) == [second]
-    assert tool.rows(examples, ["Because.", "a\0b"], generations, drop_unfinished=False) == [first]
+    assert records(examples, texts, generations) == [first, second]
+    assert records(examples, texts, generations, drop_unfinished=True) == [first]
+    assert records(examples, ["", "Well."], generations) == [second]
+    assert records(examples, ["Because.", "a\0b"], generations) == [first]
 
 
 def test_evaluate_one_table_over_checkpoints(folder, tmp_path):

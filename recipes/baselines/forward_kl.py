@@ -20,7 +20,7 @@ from gakd.training import Run, RunConfig
 @dataclass
 class Config:
     cross_entropy_weight: float = 0.5
-    """Weight of cross entropy with the dataset's response. [0.5]"""
+    """Weight of cross entropy per token of the dataset's response. [0.5]"""
     forward_kl_weight: float = 0.5
     """Weight of KL(teacher‖student) per token. [0.5]"""
     models: ModelConfig = field(default_factory=ModelConfig)

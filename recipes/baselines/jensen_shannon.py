@@ -1,4 +1,4 @@
-"""Generalised Jensen-Shannon divergence on the dataset's text: GKD (arXiv 2306.13649) without its on-policy part.
+"""Generalised Jensen-Shannon: cross entropy + the divergence per token, on the dataset's text alone (GKD, arXiv 2306.13649).
 
 Without --student: the demo, SmolLM2-135M-Instruct into its own every third layer, minutes on two CPU cores.
 
@@ -20,7 +20,7 @@ from gakd.training import Run, RunConfig
 @dataclass
 class Config:
     cross_entropy_weight: float = 0.5
-    """Weight of cross entropy with the dataset's response. [0.5]"""
+    """Weight of cross entropy per token of the dataset's response. [0.5]"""
     jensen_shannon_weight: float = 0.5
     """Weight of the divergence per token. [0.5]"""
     beta: float = 0.5

@@ -1,4 +1,4 @@
-"""Reverse KL: cross entropy + KL(student‖teacher) per token; GAKD without its adversary.
+"""Reverse KL: cross entropy + KL(student‖teacher) per token, GAKD without its adversary (MiniLLM, arXiv 2306.08543).
 
 Without --student: the demo, SmolLM2-135M-Instruct into its own every third layer, minutes on two CPU cores.
 
@@ -20,7 +20,7 @@ from gakd.training import Run, RunConfig
 @dataclass
 class Config:
     cross_entropy_weight: float = 0.5
-    """Weight of cross entropy with the dataset's response. [0.5]"""
+    """Weight of cross entropy per token of the dataset's response. [0.5]"""
     reverse_kl_weight: float = 0.5
     """Weight of KL(student‖teacher) per token. [0.5]"""
     models: ModelConfig = field(default_factory=ModelConfig)

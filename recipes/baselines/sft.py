@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: cross entropy with the dataset's response. Makes the student that distillation starts from.
+"""Supervised fine-tuning: cross entropy with the dataset's response, where students start (InstructGPT, arXiv 2203.02155).
 
 Without --student: the demo, SmolLM2-135M-Instruct into its own every third layer, minutes on two CPU cores.
 

@@ -1,0 +1,73 @@
+"""Sequence-level distillation: cross entropy with responses that the teacher writes (Kim and Rush, arXiv 1606.07947).
+
+The teacher first answers the training prompts, as many as --steps can use, into OUTPUT_DIR/teacher-text: see recipes/README.md.
+It draws from its distribution, as MiniLLM's baseline does; the paper takes the best sequence of a beam.
+
+The setting of GAKD: python recipes/baselines/seqkd.py --student Qwen3-0.6B --teacher Qwen3-8B --dataset dolly
+
+Without --student: the demo, SmolLM2-135M-Instruct into its own every third layer, minutes on two CPU cores.
+
+In --help, [brackets] hold the paper's values. Without --student, the defaults shown are those of the demo.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gakd import CrossEntropy, Distiller, demo
+from gakd.cli import start
+from gakd.data import DataConfig, load_data
+from gakd.evaluation import EvaluationConfig, HeldOut, conclude
+from gakd.models import ModelConfig, load_shared_tokenizer, load_student
+from gakd.teacher_text import TeacherTextConfig, teacher_examples
+from gakd.teachers import load_teacher
+from gakd.training import Run, RunConfig
+
+
+@dataclass
+class Config:
+    models: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    text: TeacherTextConfig = field(default_factory=TeacherTextConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+PAPER = Config(run=RunConfig(output_dir=Path("runs/seqkd")))
+DEMO = Config(
+    models=demo.MODELS, data=demo.DATA, text=demo.TEACHER_TEXT,
+    run=demo.run_config("runs/seqkd-demo"), evaluation=demo.EVALUATION,
+)  # fmt: skip
+
+
+def main(config: Config) -> None:
+    run = Run(config.run, config)
+    with run.main_first():
+        tokenizer = load_shared_tokenizer(config.models)
+        student = load_student(config.models)
+        data = load_data(config.data, tokenizer)
+        teacher = load_teacher(config.models, data, run.teacher_dtype, run.device)
+        data = data._replace(train=teacher_examples(teacher, tokenizer, data, config.text, config.run))
+    held_out = HeldOut(teacher, tokenizer, data, config.evaluation)
+
+    objective = 1.0 * CrossEntropy()
+    distiller = run.setup(Distiller(student, objective, kernel=config.run.kernel))
+    before = run.once("before.json", lambda: held_out.scores(student))
+    run.restore()
+
+    distiller.train()
+    for window in run.steps(data):
+        coefficients = objective.coefficients(run.step, run.counts(window))
+        for batch in run.micro_batches(window):
+            output = distiller(batch, None, coefficients)
+            run.backward(output.loss, output.token_losses)
+        run.update()
+        run.finish_step(objective)
+        run.validate(lambda: held_out.validate(student))
+
+    if run.is_main:
+        conclude(run.folder, student, held_out, before)
+    run.close()
+
+
+if __name__ == "__main__":
+    start(main, PAPER, DEMO, __doc__)

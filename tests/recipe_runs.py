@@ -1,0 +1,127 @@
+"""Recipes run as users run them, on tiny models: what the tests of recipes share."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import importlib.util
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from gakd.cli import parse
+from tests import tiny
+from tests.recipe_table import RECIPES, ROOT
+
+# Sizes for tiny models, of those flags that a recipe has.
+OWN_FLAGS = {
+    "adversarial_start": "2", "adversarial_ramp": "2", "readout_width": "16", "teacher_max_new_tokens": "12",
+    "discriminator": "student", "discriminator_layers": "1",
+}  # fmt: skip
+
+
+def make_material(folder: Path, longest: int = 30, certainty: float = 4.0) -> Path:
+    """A teacher, a student and a dataset in folders: the longest response in characters, the factor of the teacher's logits."""
+    words = tiny.tokenizer()
+    tiny.save(folder / "teacher", tiny.model(width=48, layers=3, tied=False, seed=2, scale=certainty), words)
+    tiny.save(folder / "student", tiny.model(layers=4, seed=1), words)
+    (folder / "data").mkdir()
+    draw = random.Random(0)
+    for split, rows in (("train", 64), ("valid", 8), ("test", 8)):
+        with (folder / "data" / f"{split}.jsonl").open("w") as file:
+            for index in range(rows):
+                response = "".join(draw.choices("abcd ", k=draw.randint(2, longest)))
+                file.write(json.dumps({"instruction": f"{split} {index}", "output": f"<{response}>"}) + "\n")
+    return folder
+
+
+def arguments(material: Path, output: Path, *more: str, recipe: str = "gakd") -> list[str]:
+    paper = module_of(recipe).PAPER
+    teacher = [] if paper.models.teacher is None else ["--teacher", str(material / "teacher")]
+    own: list[str] = []
+    for name in flags_of(paper):
+        if name in OWN_FLAGS:
+            value = str(material / "student") if name == "discriminator" else OWN_FLAGS[name]
+            own += [f"--{name.replace('_', '-')}", value]
+    return [
+        "--student", str(material / "student"), *teacher, "--dataset", str(material / "data"), "--output-dir", str(output),
+        "--student-layers", "2", "--lora-rank", "0", "--steps", "8", "--batch-size", "8", "--micro-batch-size", "4",
+        "--learning-rate", "3e-3", "--max-length", "96", "--max-prompt-length", "64", "--save-every", "2",
+        "--evaluate-every", "4", "--examples", "4", "--text-examples", "2", "--max-new-tokens", "4", *own, *more,
+    ]  # fmt: skip
+
+
+def flags_of(config: Any) -> list[str]:
+    """Names of all flags of a recipe, those of its groups included."""
+    names: list[str] = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        names += flags_of(value) if dataclasses.is_dataclass(value) else [field.name]
+    return names
+
+
+def module_of(recipe: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"recipe_{recipe}", RECIPES[recipe])
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_here(recipe: str, *flags: str) -> None:
+    module = module_of(recipe)
+    module.main(parse(module.PAPER, module.DEMO, module.__doc__, flags))
+
+
+def run_there(
+    recipe: str, *flags: str, launcher: tuple[str, ...] = (), cwd: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
+    command = [*(launcher or (sys.executable,)), os.path.relpath(RECIPES[recipe], cwd), *flags]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment(), check=False)
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+def metrics(output: Path) -> list[dict[str, str]]:
+    with (output / "metrics.csv").open(newline="") as file:
+        return [
+            {name: cell for name, cell in row.items() if name != "tokens_per_second"} for row in csv.DictReader(file)
+        ]
+
+
+def scores(output: Path, name: str) -> dict[str, Any]:
+    """The student's in before.json or after.json."""
+    return json.loads((output / f"{name}.json").read_text())["student"]
+
+
+def weights(output: Path) -> dict[str, torch.Tensor]:
+    """The exported student and, where there is one, the adversary and every optimizer moment of the last checkpoint."""
+    last = max((output / "checkpoints").iterdir(), key=lambda path: int(path.name.removeprefix("step-")))
+    found = {f"student.{name}": tensor for name, tensor in load_file(output / "student" / "model.safetensors").items()}
+    for path in sorted(last.glob("*.safetensors")):
+        found |= {f"{path.stem}.{name}": tensor for name, tensor in load_file(path).items()}
+    for path in sorted(last.glob("*_optimizer.pt")):
+        for index, state in torch.load(path, weights_only=True)["state"].items():
+            found |= {f"{path.stem}.{index}.{name}": value for name, value in state.items()}
+    return found
+
+
+def assert_identical(output: Path, expected: Path) -> None:
+    """Bit for bit: weights, optimizers, every logged number, and what was measured and written at the end."""
+    ours, theirs = weights(output), weights(expected)
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+    assert metrics(output) == metrics(expected)
+    assert scores(output, "after") == scores(expected, "after")
