@@ -104,6 +104,28 @@ def test_evaluation_is_the_sum_of_its_parts(student, teacher, tokenizer, example
     assert Evaluation(**json.loads(json.dumps(asdict(result)))) == result
 
 
+@torch.no_grad()
+def test_the_distance_on_the_students_own_text_is_read_off_what_it_wrote(student, teacher, tokenizer, examples):
+    sampling, seeds = Sampling(max_new_tokens=6), [3, 4]
+    result = evaluate(student, None, tokenizer, examples, sampling, text_examples=3, seeds=seeds, reader=teacher)
+    expected = []
+    for seed in seeds:
+        own = generate(student, tokenizer, [e.prompt_ids for e in examples[:3]], Sampling(6, seed=seed))
+        total, tokens = 0.0, 0
+        for example, generation in zip(examples, own, strict=False):
+            written = [*generation.ids, tokenizer.eos_token_id] if generation.finished else generation.ids
+            ids = torch.tensor([[*example.prompt_ids, *written]])
+            log_q, log_p = (
+                m(ids).logits[0, len(example.prompt_ids) - 1 : -1].log_softmax(-1) for m in (student, teacher)
+            )
+            total, tokens = total + float((log_q.exp() * (log_q - log_p)).sum()), tokens + len(written)
+        expected.append(total / tokens)
+    assert result.by_seed["own_reverse_kl"] == pytest.approx(expected, rel=1e-5)
+    assert result.own_reverse_kl == pytest.approx(sum(expected) / 2, rel=1e-5)
+    assert result.std["own_reverse_kl"] == pytest.approx(stdev(expected), rel=1e-3)
+    assert evaluate(student, None, tokenizer, examples, sampling).own_reverse_kl is None
+
+
 def test_without_teacher_or_text(student, tokenizer, examples):
     alone = evaluate(student, None, tokenizer, examples, Sampling(4), text_examples=0)
     assert alone == Evaluation(cross_entropy=alone.cross_entropy)

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from gakd.data import Example
+from gakd.divergences import ReverseKL
 from gakd.evaluation.generation import Generation, Sampling, generate, special_ids
 from gakd.evaluation.teacher_metrics import divergences_to_teacher
 from gakd.evaluation.text_metrics import corpus_exact_match, corpus_rouge_l
@@ -32,6 +33,7 @@ class Evaluation:
     exact_match: float | None = None  # percent
     response_length: float | None = None  # tokens, without the end-of-text token
     finished: float | None = None  # share of responses that reached their end-of-text token, 0 to 1
+    own_reverse_kl: float | None = None  # KL(student‖teacher) per token of the student's own responses, in nats
     predictions: list[str] = field(default_factory=list)  # of the first seed
     seeds: list[int] = field(default_factory=list)
     by_seed: dict[str, list[float]] = field(default_factory=dict)  # metric of generated text -> its value for each seed
@@ -48,12 +50,14 @@ def evaluate(
     text_examples: int | None = None,
     batch_size: int = 8,
     seeds: Sequence[int] | None = None,
+    reader: nn.Module | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> Evaluation:
     """Divergences over all `examples`; text metrics over the first `text_examples` of them (None: all, 0: none).
 
     `teacher` as in `divergences_to_teacher`. `seeds` replaces `sampling.seed` and generates once for each;
-    temperature 0 knows no chance, so it takes one. `on_progress` as in `generate`.
+    temperature 0 knows no chance, so it takes one. `reader` is a teacher that reads what the student writes. `on_progress`
+    as in `generate`.
     """
     chosen = examples if text_examples is None else examples[:text_examples]
     seeds = list(seeds or [sampling.seed])
@@ -72,10 +76,17 @@ def evaluate(
         generations = generate(student, tokenizer, prompts, replace(sampling, seed=seed), batch_size, on_progress)
         texts = decode(tokenizer, generations)
         result.predictions = result.predictions or texts
-        for name, value in _text_metrics(texts, references, generations).items():
+        metrics = _text_metrics(texts, references, generations)
+        if reader is not None:
+            own = _as_examples(chosen, generations, special_ids(tokenizer)[0])
+            terms = [ReverseKL()]
+            found = divergences_to_teacher(student, reader, own, special_ids(tokenizer)[1], batch_size, terms)
+            metrics["own_reverse_kl"] = found["reverse_kl"]
+        for name, value in metrics.items():
             result.by_seed.setdefault(name, []).append(value)
     result.seeds = seeds
-    result.rouge_l, result.exact_match, result.response_length, result.finished = map(fmean, result.by_seed.values())
+    for name, values in result.by_seed.items():
+        setattr(result, name, fmean(values))
     if len(seeds) > 1:
         result.std = {name: stdev(values) for name, values in result.by_seed.items()}
     return result
@@ -84,6 +95,15 @@ def evaluate(
 def decode(tokenizer: PreTrainedTokenizerBase, generations: Sequence[Generation]) -> list[str]:
     """Texts without special tokens and outer white space, as they are scored."""
     return [str(tokenizer.decode(generation.ids, skip_special_tokens=True)).strip() for generation in generations]
+
+
+def _as_examples(examples: Sequence[Example], generations: Sequence[Generation], eos_token_id: int) -> list[Example]:
+    """The prompts with what was written, its end-of-text token included."""
+    own = []
+    for example, generation in zip(examples, generations, strict=True):
+        ids = [*generation.ids, eos_token_id] if generation.finished else generation.ids
+        own.append(example._replace(response_ids=ids))
+    return own
 
 
 def _text_metrics(

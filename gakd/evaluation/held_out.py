@@ -89,6 +89,7 @@ class HeldOut:
             model, self._targets("test", self.test), self.tokenizer, self.test,
             Sampling(config.max_new_tokens, config.temperature, seed=config.sampling_seed),
             text_examples=config.text_examples, batch_size=config.evaluation_batch_size,
+            reader=self.teacher.model if isinstance(self.teacher, LocalTeacher) else None,
         )  # fmt: skip
 
     def _targets(self, split: str, examples: Sequence[Example]) -> list[TeacherOutput] | None:

@@ -34,6 +34,7 @@ _METRICS = (
     _Metric("cross_entropy", "cross-entropy", "CE", "nats", "lower", 3),
     _Metric("forward_kl", "KL(teacher‖student)", "KL(t‖s)", "nats", "lower", 3),
     _Metric("reverse_kl", "KL(student‖teacher)", "KL(s‖t)", "nats", "lower", 3),
+    _Metric("own_reverse_kl", "KL(student‖teacher), own text", "own KL(s‖t)", "nats", "lower", 3),
     _Metric("rouge_l", "ROUGE-L", "ROUGE-L", "%", "higher", 2),
     _Metric("exact_match", "exact match", "match", "%", "higher", 2),
     _Metric("response_length", "response length", "length", "tokens", None, 1),
