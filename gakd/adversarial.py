@@ -151,9 +151,9 @@ class GameWatch:
         if not verdict or self._steps != self.patience:
             return None
         if accuracy == 1.0:
-            remedy = "lower --discriminator-learning-rate, or raise --r1 and --r2"
+            remedy = "lower --discriminator-learning-rate, or raise its penalties' weights"
         else:
-            remedy = "raise --discriminator-learning-rate, or lower --r1 and --r2"
+            remedy = "raise --discriminator-learning-rate, or lower its penalties' weights"
         return f"the game has been {verdict} for {self.patience} steps: the student learns little from it; {remedy}"
 
 

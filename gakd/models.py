@@ -48,9 +48,9 @@ class ModelConfig:
     lora_rank: int = 16
     """Rank of the student's LoRA; 0 trains all weights. [16]"""
     lora_alpha: int = 32
-    """LoRA's alpha. [32]"""
+    """Scale of LoRA's update: it is multiplied by alpha / rank. [32]"""
     lora_dropout: float = 0.1
-    """LoRA's dropout. [0.1]"""
+    """Dropout of LoRA's inputs, 0 to 1. [0.1]"""
     activation_checkpointing: bool = False
     """Keep only the student's layer inputs and recompute the rest in the backward: less memory, about a third more time."""
 

@@ -75,6 +75,11 @@ class Run:
     def is_main(self) -> bool:
         return self.fabric.is_global_zero
 
+    @property
+    def rank(self) -> int:
+        """Of this process among all, from 0."""
+        return self.fabric.global_rank
+
     def main_first(self) -> Any:
         """A context in which rank 0 goes first: for what writes to a shared cache."""
         return self.fabric.rank_zero_first()
@@ -149,7 +154,7 @@ class Run:
         read, positions = sum(batch.tokens for batch in window), sum(batch.labels.numel() for batch in window)
         own = [sum(lengths), sum(length > 0 for length in lengths), read, positions]
         if self.fabric.world_size > 1:
-            own = self._over_ranks(torch.tensor(own, device=self.device)).tolist()
+            own = self.over_ranks(torch.tensor(own, device=self.device)).tolist()
         tokens, sequences, self._tokens_read, positions = own
         self._counts = Counts(tokens, sequences, self.fabric.world_size)
         self._notes["padding"] = 1 - self._tokens_read / positions
@@ -166,6 +171,11 @@ class Run:
         self.fabric.backward(loss)
         for name, values in losses.items():
             self._sums[name] = self._sums.get(name, values.new_zeros(())) + values.sum()
+
+    def note(self, name: str, value: float) -> None:
+        """A number of this step for the log, averaged over ranks, each of which must call it."""
+        own = torch.tensor(float(value), device=self.device)
+        self._notes[name] = float(self.over_ranks(own)) / self.fabric.world_size
 
     def update(self) -> None:
         """Clip, step and clear the student; FloatingPointError, before any weight changes, where the gradient is not finite."""
@@ -189,7 +199,7 @@ class Run:
         if not gradients:
             return
         for gradient in gradients:
-            gradient.copy_(self._over_ranks(gradient))
+            gradient.copy_(self.over_ranks(gradient))
         norm = float(torch.nn.utils.get_total_norm(gradients))
         self._refuse_nonfinite(name, norm)
         optimizer.step()
@@ -198,9 +208,9 @@ class Run:
 
     def finish_step(self, objective: Objective) -> None:
         """Count the step, log its means, save when it is time."""
-        sums = {name: float(self._over_ranks(total)) for name, total in self._sums.items()}
+        sums = {name: float(self.over_ranks(total)) for name, total in self._sums.items()}
         means = objective.means(sums, self._counts)
-        self._notes |= objective.finish_step(self._over_ranks)
+        self._notes |= objective.finish_step(self.over_ranks)
         self.step += 1
         self._view.update(self.step, self._tokens_read, means | {"gradient_norm": self._notes["gradient_norm"]})
         if "discriminator_accuracy" in means and (warning := self._game.observe(means["discriminator_accuracy"])):
@@ -248,7 +258,7 @@ class Run:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 
-    def _over_ranks(self, own: Tensor) -> Tensor:
+    def over_ranks(self, own: Tensor) -> Tensor:
         """The sum of a tensor over all ranks."""
         return cast(Tensor, self.fabric.all_reduce(own, reduce_op="sum"))
 

@@ -23,7 +23,8 @@ from tests.recipe_table import RECIPES, ROOT
 
 # Sizes for tiny models, of those flags that a recipe has.
 OWN_FLAGS = {
-    "adversarial_start": "2", "adversarial_ramp": "2", "readout_width": "16", "teacher_max_new_tokens": "12",
+    "adversarial_start": "2", "adversarial_ramp": "2", "readout_width": "16",
+    "teacher_max_new_tokens": "12", "student_max_new_tokens": "8",
     "discriminator": "student", "discriminator_layers": "1",
 }  # fmt: skip
 

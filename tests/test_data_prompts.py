@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gakd.data import DataError, Row, encode, render
+from gakd.data.rows import row_from
 from tests import tiny
 
 ROWS = [Row("Add", "1 2", ("3", "three"), where="f:1"), Row("Say hi", "", ("Hello there",), where="f:2")]
@@ -43,6 +44,17 @@ def test_ids_are_prompt_then_first_response_then_end_of_text(words, template):
         assert words.decode(example.response_ids) == row.responses[0] + "<|im_end|>"
         assert example.length == len(example.prompt_ids) + len(example.response_ids)
         assert example.row is row
+
+
+def test_a_response_that_was_cut_where_it_was_written_does_not_end(words):
+    rows = [row_from({"instruction": "Say hi", "output": "Hel", "finished": flag}, "f:1") for flag in (False, True)]
+    cut, whole = encode(rows, words)
+    assert whole.response_ids == [*cut.response_ids, words.eos_token_id]
+    assert words.decode(cut.response_ids) == "Hel"
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Hel"}]
+    assert not row_from({"messages": turns, "finished": False}, "f:2").finished
+    with pytest.raises(DataError, match=r"f:3: finished says whether .* true or false, got 'no'"):
+        row_from({"instruction": "a", "output": "b", "finished": "no"}, "f:3")
 
 
 def test_special_tokens_in_the_prompt_are_single_ids(words):

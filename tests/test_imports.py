@@ -32,6 +32,8 @@ LAYERS = {
     "hidden_readout": {"types"},
     "lm_discriminator": {"types", "models"},
     "games": set(),
+    "rewards": set(),
+    "reward_shapers": {"rewards"},
     "adversarial": {"types", "functional", "objective", "readouts", "discriminators", "games", "weights"},
     "export": set(),
     "files": set(),
@@ -46,7 +48,10 @@ LAYERS = {
     "data": {"types", "errors", "cache", "data"},
     "evaluation": {"types", "errors", "functional", "objective", "divergences", "fused", "models", "export"}
     | {"data", "teachers", "evaluation"},
-    "logs": set(),
+    "samplers": {"types", "data", "evaluation", "weights"},
+    "logs": set(), "response_cache": {"errors", "files"}, "endpoint_config": {"errors"},
+    "endpoint": {"errors", "data", "logs", "endpoint_config", "response_cache", "evaluation", "teacher_text"},
+    "teacher_text": {"errors", "data", "evaluation", "logs", "run_config", "teachers"},
     "checkpoint": {"errors", "files"},
     "cli": {"errors"},
 }  # fmt: skip

@@ -56,7 +56,7 @@ def test_an_ablation_changes_one_thing(recipe):
 @pytest.mark.parametrize("recipe", BASELINES)
 def test_a_baseline_differs_by_its_method(recipe):
     changed = difference(RECIPES[recipe])
-    assert changed <= 100, f"{recipe} now differs by {changed} lines"
+    assert changed <= 110, f"{recipe} now differs by {changed} lines"
     assert f'"runs/{recipe}"' in RECIPES[recipe].read_text()
 
 

@@ -68,7 +68,8 @@ def align(
     left_out: list[Example] = []
     for example, text, prompt, (own, theirs) in zip(examples, texts, prompts, encoded, strict=True):
         rows = len(example.response_ids)
-        if [*own.ids, tokenizer.eos_token_id][:rows] != example.response_ids:
+        end = [tokenizer.eos_token_id] if example.row.finished else []
+        if [*own.ids, *end][:rows] != example.response_ids:
             raise DataError(
                 f"{example.row.where or text[:40]!r}: the tokens of its response are not those of the student's tokenizer: "
                 f"pass the tokenizer that encoded the examples"

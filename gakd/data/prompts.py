@@ -51,8 +51,9 @@ def encode(
     """Tokenize; prompts longer than `max_prompt_length` are left out with a warning that counts them.
 
     Prompt and response are tokenized apart, so that a prompt's ids never depend on its response. A response longer than
-    `max_length` leaves room for is cut, and then does not end. DataError where a window leaves no room for a response,
-    where no row is left, or where a chat template is asked of a tokenizer that has none.
+    `max_length` leaves room for is cut, and then does not end; nor does one whose row is not `finished`. DataError where a
+    window leaves no room for a response, where no row is left, or where a chat template is asked of a tokenizer that has
+    none.
     """
     if max_prompt_length >= max_length:
         raise DataError(
@@ -72,7 +73,8 @@ def encode(
     examples = []
     for row, prompt, response in zip(rows, prompt_ids, response_ids, strict=True):
         if len(prompt) <= max_prompt_length:
-            examples.append(Example(prompt, [*response, tokenizer.eos_token_id][: max_length - len(prompt)], row))
+            ids = [*response, tokenizer.eos_token_id] if row.finished else response
+            examples.append(Example(prompt, ids[: max_length - len(prompt)], row))
     if len(examples) < len(rows):
         dropped = next(row for row, prompt in zip(rows, prompt_ids, strict=True) if len(prompt) > max_prompt_length)
         left_out = f"left out {len(rows) - len(examples)} of {len(rows)} rows"

@@ -21,6 +21,7 @@ class Row(NamedTuple):
     responses: tuple[str, ...] = ()  # the first is trained on; all are references in evaluation
     history: tuple[Message, ...] = ()  # earlier messages of a conversation, a system prompt included
     where: str = ""  # file:line, for messages
+    finished: bool = True  # False where a model's response was cut: it then trains without an end
 
 
 class DataError(InputError):
@@ -35,12 +36,17 @@ def row_from(record: Any, where: str) -> Row:
 
     Formats: {instruction, input? or context?, output or response}, {prompt, response or completion or output}, and
     {messages: [{role, content}, ...]} ending with the assistant. A response may be a list: several references.
-    Other keys are ignored.
+    `finished: false`, which recipes/tools/generate.py writes for a response that was cut, keeps the end-of-text token off
+    it. Other keys are ignored.
     """
     if not isinstance(record, Mapping):
         raise DataError(f"{where}: a row is an object, got {type(record).__name__}; expected {_FORMATS}")
+    if not isinstance(finished := record.get("finished", True), bool):
+        raise DataError(
+            f"{where}: finished says whether the response has its end, true or false, got {_shown(finished)}"
+        )
     if "messages" in record:
-        return _conversation(record["messages"], where)
+        return _conversation(record["messages"], where)._replace(finished=finished)
     if "instruction" in record:
         instruction, given = record["instruction"], record.get("input", record.get("context"))
         response = _first(record, ("output", "response"), where)
@@ -53,7 +59,7 @@ def row_from(record: Any, where: str) -> Row:
     context = "" if given is None else _text(given, "the input", where, may_be_empty=True)
     if "instruction" not in record:
         text, context = unwrap_alpaca(text)
-    return Row(text, context, _responses(response, where), where=where)
+    return Row(text, context, _responses(response, where), where=where, finished=finished)
 
 
 def unwrap_alpaca(prompt: str) -> tuple[str, str]:

@@ -36,7 +36,7 @@ class Config:
     batch_size: int = 16
     """Prompts per batch: memory and speed, and the drawn text, since a batch shares its random numbers."""
     drop_unfinished: bool = False
-    """Leave out responses that --max-new-tokens cut: as training text they teach to stop in mid-sentence."""
+    """Leave out responses that --max-new-tokens cut; kept, they are marked so and train without an end-of-text token."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Weights and arithmetic; bfloat16 is for GPUs."""
     data: DataConfig = field(default_factory=DataConfig)
