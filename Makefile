@@ -37,7 +37,7 @@ $(VENV)/demo.installed: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/test.installed: $(VENV)/demo.installed
-	$(INSTALL) -e '.[demo,lora,torchtune,dev]'
+	$(INSTALL) -e '.[demo,lora,torchtune,api,dev]'
 	touch $@
 
 # The peers want an environment of their own: their versions of what they share with gakd are not ours to choose.

@@ -14,11 +14,12 @@ from types import ModuleType
 
 import pytest
 
-from gakd.data import DataConfig, Example, Message, Row, load_rows, load_split
+from gakd.data import DataConfig, Example, Message, Row, encode, load_rows, load_split
 from gakd.evaluation import Generation, Sampling, evaluate
 from gakd.models import load_model, load_tokenizer
 from gakd.teacher_text import records
 from tests import tiny
+from tests.chat_server import ChatServer, Reply, completion, prompt_of, serving
 
 TOOLS = Path(__file__).parent.parent / "recipes" / "tools"
 # One thread: the text that is compared must not depend on how a product was split over threads.
@@ -158,3 +159,49 @@ def test_evaluate_greedy_without_teacher(folder, capsys):
     config.students *= 2
     with pytest.raises(SystemExit, match="name each once"):
         tool.main(config)
+
+
+def test_an_endpoint_answers_a_dataset_once_and_what_it_wrote_trains(tmp_path):
+    pytest.importorskip("openai", reason="the extra gakd[api]")
+    prompts = [{"instruction": f"Say {index}", "output": "-"} for index in range(5)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
+
+    def answer(asked):
+        cut = prompt_of(asked) == "Say 3"
+        return Reply(completion(f"Answer to {prompt_of(asked)}", "length" if cut else "stop"))
+
+    with serving(ChatServer(answer)) as server:
+        flags = ("--base-url", server.url, "--model", "m", "--dataset", tmp_path, "--output", "text/train.jsonl")
+        printed = run("generate_from_endpoint", *flags, "--max-examples", 3, cwd=tmp_path)
+        assert "text/train.jsonl: 3 rows for 3 prompts; 0 responses were cut" in printed
+        printed = run("generate_from_endpoint", *flags, cwd=tmp_path)
+        assert "5 rows for 5 prompts; 1 responses were cut" in printed
+        assert server.times_asked() == {f"Say {index}": 1 for index in range(5)}
+    rows = load_rows(str(tmp_path / "text"), "train")
+    assert [row.responses[0] for row in rows] == [f"Answer to Say {index}" for index in range(5)]
+    assert [row.finished for row in rows] == [True, True, True, False, True]
+    words = tiny.tokenizer()
+    ends = [example.response_ids[-1] == words.eos_token_id for example in encode(rows, words)]
+    assert ends == [True, True, True, False, True]
+
+
+def test_an_endpoints_answers_never_replace_the_prompts(tmp_path):
+    (tmp_path / "train.jsonl").write_text('{"instruction": "Say 1", "output": "-"}\n')
+    before = (tmp_path / "train.jsonl").read_bytes()
+    for dataset in (tmp_path, tmp_path / "train.jsonl"):
+        arguments = (
+            "--base-url",
+            "http://localhost:1/v1",
+            "--model",
+            "m",
+            "--dataset",
+            dataset,
+            "--output",
+            "train.jsonl",
+        )
+        done = subprocess.run(
+            command("generate_from_endpoint", *arguments), cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True
+        )
+        assert done.returncode == 2
+        assert "error: train.jsonl holds the prompts of --dataset" in done.stderr
+    assert (tmp_path / "train.jsonl").read_bytes() == before

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import warnings
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from gakd.data.rows import DataError, Row
+from gakd.data.rows import DataError, Message, Row
 
 Template = Literal["chat", "alpaca"]
 
@@ -105,8 +105,7 @@ def render(row: Row, tokenizer: PreTrainedTokenizerBase, template: Template = "c
         return ALPACA.format(paired=ALPACA_PAIRED if row.input else "", instruction=row.instruction, input=given)
     if tokenizer.chat_template is None:
         raise DataError("this tokenizer has no chat template: use --template alpaca, or an instruction-tuned model")
-    content = f"{row.instruction}\n\n{row.input}" if row.input else row.instruction
-    messages = [*row.history, {"role": "user", "content": content}]
+    messages: Any = conversation(row)  # transformers asks for plain dictionaries
     try:
         return str(
             tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
@@ -115,3 +114,9 @@ def render(row: Row, tokenizer: PreTrainedTokenizerBase, template: Template = "c
         raise DataError(
             f"{row.where or row.instruction[:40]!r}: the chat template refuses this conversation ({error}); change its roles"
         ) from error
+
+
+def conversation(row: Row) -> list[Message]:
+    """The messages up to the response; an input follows its instruction after an empty line."""
+    content = f"{row.instruction}\n\n{row.input}" if row.input else row.instruction
+    return [*row.history, {"role": "user", "content": content}]
