@@ -56,7 +56,7 @@ class Divergence(TokenLoss):
         """Losses `[N]` and, in a fresh tensor, d(loss of the row)/d(student log-probabilities) up to a multiple of q per row."""
         with torch.enable_grad():
             log_probs_NV = chunk.student_log_probs_NV.detach().requires_grad_()
-            losses_N = self.losses(log_probs_NV, chunk.teacher_log_probs_NV)
+            losses_N = self.chunk_losses(chunk.with_student(log_probs_NV))
             if losses_N.shape != chunk.labels_N.shape:
                 raise ValueError(
                     f"{self.name}.losses must return one loss a row, {tuple(chunk.labels_N.shape)}, "

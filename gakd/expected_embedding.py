@@ -70,8 +70,6 @@ class ExpectedEmbedding(nn.Module):
     def flush(self) -> None:
         self._products.flush()
         self._student = []
-        if not self.weight.requires_grad:
-            self.weight.grad = None
 
     def _check(self, head: Head, owner: str) -> None:
         if head.vocab_size < self.weight.shape[1]:

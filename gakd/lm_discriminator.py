@@ -29,7 +29,7 @@ class LMDiscriminator(nn.Module):
             )
         width = backbone.config.hidden_size
         self.backbone = backbone
-        self.embed = nn.Identity() if readout_width == width else nn.Linear(readout_width, width)
+        self.embed = nn.Identity() if readout_width == width else nn.Linear(readout_width, width, bias=False)
         self.score = nn.Linear(width, 1)
         backbone.get_input_embeddings().requires_grad_(False)  # never read
         self.train()

@@ -81,7 +81,7 @@ class MapProducts:
                     gram_RR.addr_(self.mean_R, self.mean_R, alpha=-weight_RK.shape[1])
                 if self.gram_constant_RR is not None:
                     gram_RR += self.gram_constant_RR
-            self._gram_RR = gram_RR.requires_grad_()
+            self._gram_RR = gram_RR.requires_grad_(self.weight_RK.requires_grad)
         return ((gradient_BTR @ self._gram_RR) * gradient_BTR).sum((1, 2))
 
     @torch.no_grad()

@@ -98,8 +98,7 @@ class ModelSampler:
             prompts, generate(self.model, self.tokenizer, prompts, sampling, max(len(prompts), 1)), strict=True
         ):
             room = None if self.max_length is None else max(self.max_length - len(prompt), 1)
-            ids = [*generation.ids, end] if generation.finished else generation.ids
-            answered.append(Sample(prompt, ids[:room]))
+            answered.append(Sample(prompt, generation.response_ids(end)[:room]))
         self.truncated = sum(sample.response_ids[-1] != end for sample in answered) / max(len(answered), 1)
         return answered
 

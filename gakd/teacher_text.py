@@ -15,6 +15,7 @@ from gakd.data.prompts import encode_prompts
 from gakd.data.rows import row_from
 from gakd.errors import InputError
 from gakd.evaluation import Generation, ResumableRows, Sampling, decode, generate
+from gakd.evaluation.generation import special_ids
 from gakd.evaluation.held_out import spread
 from gakd.logs import ProgressView
 from gakd.run_config import RunConfig
@@ -79,11 +80,11 @@ def teacher_examples(
             f"all {count} responses of the teacher are empty: does it follow the template {dataset.template}?"
         )
     rows = [row_from(record, f"{written.path}:{number}") for number, record in enumerate(read, 1)]
-    examples, vocabulary, end = [], len(tokenizer), tokenizer.eos_token_id
+    examples, vocabulary, (end, _) = [], len(tokenizer), special_ids(tokenizer)
     for row, record, prompt in zip(rows, read, encode_prompts(rows, tokenizer, dataset.template), strict=True):
         # A padded head may draw tokens that stand for nothing, and that a student's smaller one may not have.
         drawn = [token for token in record["token_ids"] if token < vocabulary]
-        response_ids = [*drawn, end] if record["finished"] else drawn
+        response_ids = Generation(drawn, record["finished"]).response_ids(end)
         examples.append(Example(prompt, response_ids[: dataset.max_length - len(prompt)], row))
     return examples
 

@@ -42,18 +42,8 @@ class _TorchtuneLoss(Divergence):
         self._chunked = hasattr(loss, "num_output_chunks")
 
     def chunk_losses(self, chunk: TokenChunk) -> Tensor:
-        return self._losses(chunk.student_log_probs_NV, chunk)
-
-    def losses_and_gradient(self, chunk: TokenChunk) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            log_probs_NV = chunk.student_log_probs_NV.detach().requires_grad_()
-            losses_N = self._losses(log_probs_NV, chunk)
-            (gradient_NV,) = torch.autograd.grad(losses_N.sum(), log_probs_NV)
-        return losses_N.detach(), gradient_NV
-
-    def _losses(self, student_log_probs_NV: Tensor, chunk: TokenChunk) -> Tensor:
-        """Log-probabilities are logits, whose log-softmax leaves them as they are."""
-        logits = [student_log_probs_NV] + ([chunk.teacher_log_probs_NV] if self.needs_teacher else [])
+        """Row by row; log-probabilities are logits, whose log-softmax leaves them as they are."""
+        logits = [chunk.student_log_probs_NV] + ([chunk.teacher_log_probs_NV] if self.needs_teacher else [])
         of_row = self._of_row()
         if self._at_once:
             return torch.vmap(of_row)(*logits, chunk.labels_N)

@@ -59,6 +59,7 @@ class Run:
         self._counts = Counts(0, 0)
         self._game = GameWatch()
         self._notes: dict[str, float] = {}
+        self._own_notes: dict[str, float] = {}
         claim(self.fabric, self.folder, recipe_config, config.resume)
 
     # ---- before the loop ----
@@ -173,9 +174,8 @@ class Run:
             self._sums[name] = self._sums.get(name, values.new_zeros(())) + values.sum()
 
     def note(self, name: str, value: float) -> None:
-        """A number of this step for the log, averaged over ranks, each of which must call it."""
-        own = torch.tensor(float(value), device=self.device)
-        self._notes[name] = float(self.over_ranks(own)) / self.fabric.world_size
+        """A number of this rank's step, for the log as the mean over ranks, each of which must call it."""
+        self._own_notes[name] = value
 
     def update(self) -> None:
         """Clip, step and clear the student; FloatingPointError, before any weight changes, where the gradient is not finite."""
@@ -211,6 +211,9 @@ class Run:
         sums = {name: float(self.over_ranks(total)) for name, total in self._sums.items()}
         means = objective.means(sums, self._counts)
         self._notes |= objective.finish_step(self.over_ranks)
+        if self._own_notes:
+            noted = self.over_ranks(torch.tensor(list(self._own_notes.values()), device=self.device))
+            self._notes |= zip(self._own_notes, (noted / self.fabric.world_size).tolist(), strict=True)
         self.step += 1
         self._view.update(self.step, self._tokens_read, means | {"gradient_norm": self._notes["gradient_norm"]})
         if "discriminator_accuracy" in means and (warning := self._game.observe(means["discriminator_accuracy"])):
@@ -220,7 +223,7 @@ class Run:
             if self._view.pace.steps > 1:
                 row["tokens_per_second"] = self._view.pace.tokens_per_second()
             self._log.append(self.step, row)
-        self._sums, self._notes = {}, {}
+        self._sums, self._notes, self._own_notes = {}, {}, {}
         last = self.step == self.total
         if last or (self.config.save_every and self.step % self.config.save_every == 0):
             self.save()

@@ -138,6 +138,10 @@ class TokenChunk:
         # Not cached properties: their lock ends a compiled graph.
         self._student_probs_NV, self._teacher_probs_NV = student_probs_NV, teacher_probs_NV
 
+    def with_student(self, student_log_probs_NV: Tensor) -> TokenChunk:
+        """The same rows with other log-probabilities of the student, say a leaf to differentiate."""
+        return TokenChunk(student_log_probs_NV, self._teacher_log_probs_NV, self.labels_N, None, self._teacher_probs_NV)
+
     @property
     def teacher_log_probs_NV(self) -> Tensor:
         if self._teacher_log_probs_NV is None:

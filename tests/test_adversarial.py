@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import pytest
 import torch
 from torch import Tensor
@@ -32,14 +34,7 @@ from gakd.types import IGNORE_INDEX, Batch, StudentRows
 
 B, T, V, H_STUDENT, H_TEACHER, R = 4, 7, 40, 8, 10, 5
 WEIGHT = 0.7
-
-
-@pytest.fixture(autouse=True)
-def double():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 def hidden_readout(vocab_size: int, width: int) -> HiddenReadout:
@@ -140,24 +135,29 @@ def direct(adversarial, mask, hidden, head, teacher) -> tuple[Tensor, Tensor]:
     return student_loss, discriminator_loss
 
 
-def assert_both_gradients(adversarial, case, way=FACTORED) -> None:
+class Played(NamedTuple):
+    """One way to play a micro-batch: the student's loss, what it trains, and what the discriminator's trains."""
+
+    loss: Tensor
+    students: list[Tensor]
+    discriminators: list[Tensor]
+
+
+def both_ways(adversarial, case, way=FACTORED) -> tuple[Played, Played]:
+    """As played, and as computed directly on all that is read."""
     mask, hidden, head, teacher = material(**case)
     map_weights = [adversarial.readout.student_map.weight] if adversarial.readout.student_map is not None else []
     heads = [] if isinstance(adversarial.readout, HiddenReadout) else [head.weight, head.bias]
     leaves = [tensor for tensor in (hidden, *heads, *map_weights) if tensor is not None]
     own = [parameter for parameter in adversarial.parameters() if parameter.requires_grad]
     student_loss, discriminator_loss = direct(adversarial, mask, hidden, head, teacher)
-    expected = torch.autograd.grad(student_loss, leaves)
-    expected_own = torch.autograd.grad(discriminator_loss, own)
+    gradients = (torch.autograd.grad(student_loss, leaves), torch.autograd.grad(discriminator_loss, own))
+    expected = Played(student_loss.detach(), *map(list, gradients))
 
     played = play(adversarial, mask, hidden, head, teacher, step_rows=way)
     played.loss.backward()
     adversarial.flush()
-    torch.testing.assert_close(played.loss, student_loss)
-    for leaf, gradient in zip(leaves, expected, strict=True):
-        torch.testing.assert_close(leaf.grad, gradient, rtol=1e-10, atol=1e-14)
-    for parameter, gradient in zip(own, expected_own, strict=True):
-        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-9, atol=1e-14)
+    return Played(played.loss.detach(), [leaf.grad for leaf in leaves], [leaf.grad for leaf in own]), expected
 
 
 @pytest.mark.parametrize("discriminator", ["transformer", "mlp"])
@@ -167,7 +167,10 @@ def assert_both_gradients(adversarial, case, way=FACTORED) -> None:
 )
 @pytest.mark.parametrize("way", [FACTORED, DIRECT], ids=["factored", "direct"])
 def test_both_players_gradients_equal_the_direct_ones(discriminator, readout, case, way):
-    assert_both_gradients(player(discriminator, readout), case, way)
+    found, expected = both_ways(player(discriminator, readout), case, way)
+    torch.testing.assert_close(found.loss, expected.loss)
+    torch.testing.assert_close(found.students, expected.students, rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(found.discriminators, expected.discriminators, rtol=1e-9, atol=1e-14)
 
 
 @pytest.mark.parametrize("discriminator", DISCRIMINATORS)
@@ -176,7 +179,10 @@ def test_both_players_gradients_equal_the_direct_ones(discriminator, readout, ca
 def test_every_game_discriminator_and_readout_together(discriminator, game, readout):
     adversarial = player(discriminator, readout)
     adversarial.game = game(r1=2.0, r2=7.0)
-    assert_both_gradients(adversarial, {"bias": True})
+    found, expected = both_ways(adversarial, {"bias": True})
+    torch.testing.assert_close(found.loss, expected.loss)
+    torch.testing.assert_close(found.students, expected.students, rtol=1e-10, atol=1e-14)
+    torch.testing.assert_close(found.discriminators, expected.discriminators, rtol=1e-9, atol=1e-14)
 
 
 def test_a_soft_capped_head_is_read_through_its_probabilities():

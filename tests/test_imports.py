@@ -35,6 +35,7 @@ LAYERS = {
     "rewards": set(),
     "reward_shapers": {"rewards"},
     "adversarial": {"types", "functional", "objective", "readouts", "discriminators", "games", "weights"},
+    "published": {"types", "adversarial"},
     "export": set(),
     "files": set(),
     "fingerprints": {"files"},

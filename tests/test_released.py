@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gakd import IGNORE_INDEX, Batch
+from gakd import IGNORE_INDEX, Batch, pretrained_discriminator, published
 from gakd.cli import parse
 from gakd.data import DataConfig, Windows, collate, load_data, split_window
 from gakd.errors import InputError
@@ -64,33 +64,32 @@ def test_the_student_plays_from_the_second_epoch(material, tmp_path):
 
 def test_scores_read_padding_and_see_an_offset(material):
     """The same text at another --max-length, or logits with a constant added, scores otherwise."""
-    module = module_of("released")
     torch.manual_seed(0)
-    discriminator = module.Discriminator(str(material / "student"), (2,), 272)
+    discriminator = pretrained_discriminator(str(material / "student"), 272, (2,))
     tokenizer = load_tokenizer(str(material / "student"))
-    student = module.Logits(load_model(str(material / "student")), 272)
+    student = load_model(str(material / "student"))
     data = load_data(DataConfig(str(material / "data"), max_length=96, max_prompt_length=64), tokenizer)
     batch = collate(data.train[:3], tokenizer.pad_token_id)
-    ids, mask, labels = module.padded(batch, 96, tokenizer.eos_token_id)
+    ids, mask, labels = published.padded(batch, 96, tokenizer.eos_token_id)
     assert ids.shape == mask.shape == labels.shape == (3, 96)
     assert set(ids[mask == 0].tolist()) == {tokenizer.eos_token_id}
     assert (mask[:, -1] == 0).all()
     assert (labels[mask == 0] == IGNORE_INDEX).all()
     assert torch.equal(Batch.of(ids, mask, labels).labels_N, batch.labels_N)
     with torch.no_grad():
-        logits = student(ids, mask)
-        short = student(*module.padded(batch, 90, tokenizer.eos_token_id)[:2])
-        scores = discriminator(logits)
+        logits = published.whole_logits(student, ids, mask, 272)
+        short = published.whole_logits(student, *published.padded(batch, 90, tokenizer.eos_token_id)[:2], 272)
+        scores = published.last_position_scores(discriminator, logits)
         assert scores.shape == (3,)
-        assert (discriminator(short) - scores).abs().min() > 1e-5
-        assert (discriminator(logits + 1) - scores).abs().min() > 1e-5
+        assert (published.last_position_scores(discriminator, short) - scores).abs().min() > 1e-5
+        assert (published.last_position_scores(discriminator, logits + 1) - scores).abs().min() > 1e-5
         # The score hangs on what is read at the last position.
         changed = logits.clone()
         changed[:, -1] += torch.randn(272)
-        assert (discriminator(changed) - scores).abs().min() > 1e-5
+        assert (published.last_position_scores(discriminator, changed) - scores).abs().min() > 1e-5
         changed = logits.clone()
         changed[:, 0] += torch.randn(272)
-        assert (discriminator(changed) - scores).abs().min() > 1e-6
+        assert (published.last_position_scores(discriminator, changed) - scores).abs().min() > 1e-6
 
 
 def test_losses_and_gradient_of_the_first_step_are_the_published_formulas(material, plain):
@@ -129,10 +128,9 @@ def norm_of(loss: torch.Tensor, student: torch.nn.Module) -> float:
 
 
 def test_the_floor_of_the_kl_and_its_gradient():
-    module = module_of("released")
     logits_NV = torch.tensor([[0.0, -60.0, 1.0], [2.0, 0.5, 0.0]], requires_grad=True)
     teacher_NV = torch.tensor([[0.0, 1.0, -60.0], [0.0, 0.5, 2.0]])
-    losses_N = module.floored_reverse_kl(logits_NV, teacher_NV)
+    losses_N = published.floored_reverse_kl(logits_NV, teacher_NV)
     p, q = (values.double().softmax(-1) for values in (teacher_NV, logits_NV.detach()))
     expected = (q * (torch.log(q + 1e-9) - torch.log(p + 1e-9))).sum(-1)
     torch.testing.assert_close(losses_N.double(), expected, rtol=1e-5, atol=1e-6)
@@ -146,5 +144,5 @@ def test_a_teacher_cache_is_refused(material, tmp_path, monkeypatch):
     module = module_of("released")
     monkeypatch.setattr(module, "load_teacher", lambda *_: None)
     config = parse(module.PAPER, module.DEMO, None, arguments(material, tmp_path / "run", recipe="released"))
-    with pytest.raises(InputError, match="a teacher cache has none: leave out --teacher-cache"):
+    with pytest.raises(InputError, match="a cache has none: leave out --teacher-cache"):
         module.main(config)

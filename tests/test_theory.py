@@ -50,12 +50,7 @@ EACH_SIZE = pytest.mark.parametrize(
 )
 
 
-@pytest.fixture(autouse=True)
-def double():
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("double")
 
 
 @EACH_SIZE

@@ -78,9 +78,12 @@ def evaluate(
         result.predictions = result.predictions or texts
         metrics = _text_metrics(texts, references, generations)
         if reader is not None:
-            own = _as_examples(chosen, generations, special_ids(tokenizer)[0])
-            terms = [ReverseKL()]
-            found = divergences_to_teacher(student, reader, own, special_ids(tokenizer)[1], batch_size, terms)
+            end, padding = special_ids(tokenizer)
+            own = [
+                example._replace(response_ids=generation.response_ids(end))
+                for example, generation in zip(chosen, generations, strict=True)
+            ]
+            found = divergences_to_teacher(student, reader, own, padding, batch_size, [ReverseKL()])
             metrics["own_reverse_kl"] = found["reverse_kl"]
         for name, value in metrics.items():
             result.by_seed.setdefault(name, []).append(value)
@@ -95,15 +98,6 @@ def evaluate(
 def decode(tokenizer: PreTrainedTokenizerBase, generations: Sequence[Generation]) -> list[str]:
     """Texts without special tokens and outer white space, as they are scored."""
     return [str(tokenizer.decode(generation.ids, skip_special_tokens=True)).strip() for generation in generations]
-
-
-def _as_examples(examples: Sequence[Example], generations: Sequence[Generation], eos_token_id: int) -> list[Example]:
-    """The prompts with what was written, its end-of-text token included."""
-    own = []
-    for example, generation in zip(examples, generations, strict=True):
-        ids = [*generation.ids, eos_token_id] if generation.finished else generation.ids
-        own.append(example._replace(response_ids=ids))
-    return own
 
 
 def _text_metrics(

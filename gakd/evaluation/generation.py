@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from gakd.evaluation.mode import device_of, evaluating
 from gakd.models import base_of
@@ -39,6 +39,10 @@ class Generation(NamedTuple):
     ids: list[int]  # without the end-of-text token
     finished: bool  # False where max_new_tokens cut it before its end-of-text token
 
+    def response_ids(self, eos_token_id: int) -> list[int]:
+        """As a response to train on or to score: with its end-of-text token where it came to one."""
+        return [*self.ids, eos_token_id] if self.finished else self.ids
+
 
 def generate(
     model: nn.Module,
@@ -47,14 +51,13 @@ def generate(
     sampling: Sampling,
     batch_size: int = 8,
     on_progress: Callable[[int], None] | None = None,
-    processor: LogitsProcessor | None = None,
 ) -> list[Generation]:
     """One response per prompt (token ids), in the order of the prompts.
 
     The same seed, prompts and batch size give the same responses. What the checkpoint's own generation config asks for
     (top-k 20 at Qwen3, a repetition penalty at Qwen2.5) is not applied: tokens come from the model's distribution,
-    changed by `sampling` alone, and by `processor`, which sees the logits first. `on_progress` is called after each batch
-    with the number of prompts in it. Raises ValueError for an empty prompt.
+    changed by `sampling` alone. `on_progress` is called after each batch with the number of prompts in it. Raises
+    ValueError for an empty prompt.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -69,11 +72,10 @@ def generate(
     with evaluating(model), _generation_config(base, config), _seeded(device, sampling.seed):
         for start in range(0, len(order), batch_size):
             indices = order[start : start + batch_size]
-            input_ids, attention_mask = left_padded([prompts[index] for index in indices], pad_token_id)
+            input_ids, attention_mask = _left_padded([prompts[index] for index in indices], pad_token_id)
             output = cast(Any, base).generate(
-                input_ids=input_ids.to(device), attention_mask=attention_mask.to(device), generation_config=config,
-                logits_processor=[] if processor is None else [processor],
-            )  # fmt: skip
+                input_ids=input_ids.to(device), attention_mask=attention_mask.to(device), generation_config=config
+            )
             for index, ids in zip(indices, output[:, input_ids.shape[1] :].tolist(), strict=True):
                 responses[index] = _cut(ids, eos_token_id)
             if on_progress is not None:
@@ -132,7 +134,7 @@ def _seeded(device: torch.device, seed: int) -> Iterator[None]:
             yield
 
 
-def left_padded(prompts: Sequence[Sequence[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _left_padded(prompts: Sequence[Sequence[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and mask `[B, T]`; the mask goes by lengths, so a padding token that also ends text does no harm."""
     width = max(len(prompt) for prompt in prompts)
     ids = torch.tensor([[pad_token_id] * (width - len(prompt)) + list(prompt) for prompt in prompts])
