@@ -59,7 +59,7 @@ class Distiller(nn.Module):
             token_NH, live_NH = player.balance.watch(hidden_NH)
         tokens = token_pass(
             token_NH, head, batch.labels_N, self._token_terms, coefficients.terms, teacher, self.chunk_rows, self.kernel,
-            normalizers=readout is not None and readout.needs_log_normalizers,
+            normalizers=readout is not None and readout.needs_log_normalizers, row_values=batch.row_values,
         )  # fmt: skip
         rows, loss = None, tokens.loss
         if readout is None and self.student_map is not None:

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from gakd.chunks import Chunk, chunks, default_chunk_rows, teacher_vocab_size
 from gakd.kernel import Kernel, row_losses, row_pass
-from gakd.types import Head, TeacherOutput, TokenTerm
+from gakd.types import Head, RowValues, TeacherOutput, TokenTerm
 
 
 @dataclass
@@ -34,6 +34,7 @@ class _Pass:
     chunk_rows: int
     kernel: Kernel
     normalizers: bool
+    row_values: dict[str, Tensor]
 
 
 class TokenPass(NamedTuple):
@@ -55,6 +56,7 @@ def token_pass(
     chunk_rows: int | None = None,
     kernel: Kernel = "auto",
     normalizers: bool = False,
+    row_values: RowValues | None = None,
 ) -> TokenPass:
     """Weighted sum of token terms, ready for backward, each term's losses, and the log-sum-exps if asked for.
 
@@ -72,6 +74,7 @@ def token_pass(
     order_N = _taught_first(teacher, len(hidden_NH))
     if order_N is not None:
         hidden_NH, labels_N = hidden_NH.index_select(0, order_N), labels_N[order_N]
+    values = _ordered(row_values, order_N)
     spec = _Pass(
         labels_N,
         active,
@@ -83,6 +86,7 @@ def token_pass(
         chunk_rows or _default_chunk_rows(vocab_size, teacher, hidden_NH.device),
         kernel,
         normalizers,
+        values,
     )
     loss, student_N, teacher_N, *losses = _FusedTokenLosses.apply(hidden_NH, head.weight, head.bias, spec)
     return TokenPass(loss, _named(active, losses, order_N), student_N, teacher_N)
@@ -96,6 +100,7 @@ def token_values(
     terms: Sequence[TokenTerm],
     teacher: TeacherOutput | None = None,
     chunk_rows: int | None = None,
+    row_values: RowValues | None = None,
 ) -> dict[str, Tensor]:
     """`{term.name: losses [N]}` without any gradient: for evaluation. Checks and cutting as in `token_pass`."""
     teacher = teacher if any(term.needs_teacher for term in terms) else None
@@ -103,15 +108,22 @@ def token_values(
     order_N = _taught_first(teacher, len(hidden_NH))
     if order_N is not None:
         hidden_NH, labels_N = hidden_NH.index_select(0, order_N), labels_N[order_N]
+    values = _ordered(row_values, order_N)
     chunk_rows = chunk_rows or _default_chunk_rows(vocab_size, teacher, hidden_NH.device)
     sum_dtype = torch.promote_types(head.weight.dtype, torch.float32)
     losses = [labels_N.new_zeros(len(labels_N), dtype=sum_dtype) for _ in terms]
     for chunk in chunks(hidden_NH, head, teacher, vocab_size, chunk_rows):
         own = _terms_of(chunk, terms)
         for rows, block in chunk.blocks():
-            values = row_losses(*chunk.products(block), labels_N[rows], [terms[index] for index in own], *chunk.shapes)
-            for index, values_N in zip(own, values, strict=True):
-                losses[index][rows] = values_N
+            block_losses = row_losses(
+                *chunk.products(block),
+                labels_N[rows],
+                [terms[index] for index in own],
+                *chunk.shapes,
+                _at(values, rows),
+            )
+            for index, losses_N in zip(own, block_losses, strict=True):
+                losses[index][rows] = losses_N
     return _named(terms, losses, order_N)
 
 
@@ -127,6 +139,15 @@ def _taught_first(teacher: TeacherOutput | None, rows: int) -> Tensor | None:
     # A stable sort finds the others without waiting for the device, which `nonzero` would.
     taught_N = torch.zeros(rows, dtype=torch.uint8, device=teacher.rows.device).index_fill_(0, teacher.rows, 1)
     return torch.cat([teacher.rows, taught_N.argsort(stable=True)[: rows - len(teacher.rows)]])
+
+
+def _ordered(row_values: RowValues | None, order_N: Tensor | None) -> dict[str, Tensor]:
+    values = {} if row_values is None else row_values.values
+    return values if order_N is None else {name: values_N[order_N] for name, values_N in values.items()}
+
+
+def _at(row_values: dict[str, Tensor], rows: slice) -> dict[str, Tensor]:
+    return {name: values_N[rows] for name, values_N in row_values.items()}
 
 
 def _terms_of(chunk: Chunk, terms: Sequence[TokenTerm]) -> list[int]:
@@ -206,8 +227,9 @@ class _FusedTokenLosses(torch.autograd.Function):
             own += range(len(spec.terms), len(values))
             for rows, block in chunk.blocks():
                 result = kernel(
-                    *chunk.products(block), spec.labels_N[rows], terms, coefficients, *chunk.shapes, spec.normalizers
-                )
+                    *chunk.products(block), spec.labels_N[rows], terms, coefficients, *chunk.shapes, spec.normalizers,
+                    _at(spec.row_values, rows),
+                )  # fmt: skip
                 for index, own_N in zip(own, [*result.losses, *result.log_normalizers], strict=True):
                     values[index, rows] = own_N
                 if result.gradient_NV is not None:

@@ -33,10 +33,10 @@ def block_rows(rows: int, vocab_size: int, device: torch.device) -> int:
 
 def row_losses(
     product_NV: Tensor, teacher_product_NV: Tensor | None, labels_N: Tensor, terms: Sequence[TokenTerm],
-    shape: LogitShape, teacher_shape: LogitShape,
+    shape: LogitShape, teacher_shape: LogitShape, row_values: dict[str, Tensor] | None = None,
 ) -> list[Tensor]:  # fmt: skip
     """Losses `[N]` of each term, from raw products of hidden states and heads."""
-    chunks = _Chunks(product_NV, teacher_product_NV, labels_N, shape, teacher_shape)
+    chunks = _Chunks(product_NV, teacher_product_NV, labels_N, shape, teacher_shape, row_values)
     return [term.chunk_losses(chunks.at(term.temperature)) * term.scale for term in terms]
 
 
@@ -51,13 +51,14 @@ class RowResult(NamedTuple):
 def row_losses_and_gradient(
     product_NV: Tensor, teacher_product_NV: Tensor | None, labels_N: Tensor, terms: Sequence[TokenTerm],
     coefficients: Sequence[float] | Tensor, shape: LogitShape, teacher_shape: LogitShape, normalizers: bool = False,
+    row_values: dict[str, Tensor] | None = None,
 ) -> RowResult:  # fmt: skip
     """Losses of each term, and the gradient of their weighted sum with respect to the student's raw product.
 
     Terms give gradients with respect to log-probabilities at their temperature; `logit_gradient` and a division by the
     temperature make them gradients of logits, once for all terms of one temperature.
     """
-    chunks = _Chunks(product_NV, teacher_product_NV, labels_N, shape, teacher_shape)
+    chunks = _Chunks(product_NV, teacher_product_NV, labels_N, shape, teacher_shape, row_values)
     losses: dict[int, Tensor] = {}
     total_NV: Tensor | None = None
     for temperature in dict.fromkeys(term.temperature for term in terms):
@@ -87,8 +88,9 @@ class _Chunks:
         labels_N: Tensor,
         shape: LogitShape,
         teacher_shape: LogitShape,
+        row_values: dict[str, Tensor] | None,
     ) -> None:
-        self.labels_N = labels_N
+        self.labels_N, self.row_values = labels_N, row_values
         self.logits_NV = shape.logits(product_NV)
         self.teacher_logits_NV = None if teacher_product_NV is None else teacher_shape.logits(teacher_product_NV)
         self._at: dict[float, TokenChunk] = {}
@@ -99,7 +101,7 @@ class _Chunks:
             log_p_NV, p_NV = None, None
             if self.teacher_logits_NV is not None:
                 log_p_NV, p_NV = log_probs_and_probs(self.teacher_logits_NV, temperature)
-            self._at[temperature] = TokenChunk(log_q_NV, log_p_NV, self.labels_N, q_NV, p_NV)
+            self._at[temperature] = TokenChunk(log_q_NV, log_p_NV, self.labels_N, q_NV, p_NV, self.row_values)
         return self._at[temperature]
 
     def log_normalizers(self) -> list[Tensor]:

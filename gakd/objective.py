@@ -40,6 +40,15 @@ class Coefficients(NamedTuple):
     per_sequence: float
     step_rows: float
 
+    def only(self, *names: str) -> Coefficients:
+        """The other terms switched off: for a batch that not all of an objective speaks about.
+
+        ValueError for a name that is no term's.
+        """
+        if unknown := set(names) - self.terms.keys():
+            raise ValueError(f"no term is named {sorted(unknown)[0]}: the objective has {sorted(self.terms)}")
+        return self._replace(terms={name: value * (name in names) for name, value in self.terms.items()})
+
 
 class Term:
     """One summand of an objective. `2 * term`, `schedule * term` and `term + term` build an `Objective`."""

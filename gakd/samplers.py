@@ -29,6 +29,7 @@ class Sample(NamedTuple):
 
     prompt_ids: list[int]
     response_ids: list[int]  # ends with the end-of-text token unless it was cut
+    weights: list[float] | None = None  # importance weight of each response token; None is 1 at all of them
 
     @property
     def example(self) -> Example:

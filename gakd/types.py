@@ -16,6 +16,19 @@ from torch import Tensor
 IGNORE_INDEX = -100
 
 
+class RowValues:
+    """What is known of the supervised rows beside their labels: a name -> `[N]`, such as advantages, for terms to read.
+
+    A plain object, so that Fabric does not round what crosses a wrapped forward to the model's precision.
+    """
+
+    def __init__(self, values: dict[str, Tensor]) -> None:
+        self.values = values
+
+    def to(self, device: torch.device | str) -> RowValues:
+        return RowValues({name: values_N.to(device, non_blocking=True) for name, values_N in self.values.items()})
+
+
 class Batch(NamedTuple):
     """One micro-batch, right-padded; labels are already shifted, nothing downstream shifts again.
 
@@ -34,6 +47,7 @@ class Batch(NamedTuple):
     lengths: tuple[int, ...]  # supervised tokens of each sequence
     tokens: int  # tokens that are no padding
     keys: tuple[str, ...] = ()  # what a teacher cache knows each sequence by
+    row_values: RowValues | None = None
 
     @classmethod
     def of(cls, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, keys: tuple[str, ...] = ()) -> Batch:
@@ -61,7 +75,17 @@ class Batch(NamedTuple):
             for name, value in self._asdict().items()
             if torch.is_tensor(value)
         }
-        return self._replace(**moved)
+        return self._replace(**moved, row_values=None if self.row_values is None else self.row_values.to(device))
+
+    def with_row_values(self, values: dict[str, Tensor]) -> Batch:
+        """The same batch with these beside the row values that it has; ValueError where one is not `[N]`."""
+        for name, values_N in values.items():
+            if values_N.shape != self.rows_N.shape:
+                raise ValueError(
+                    f"{name} needs a value for each of {len(self.rows_N)} supervised rows, got shape {list(values_N.shape)}"
+                )
+        own = {} if self.row_values is None else self.row_values.values
+        return self._replace(row_values=RowValues(own | values))
 
 
 class LogitShape(NamedTuple):
@@ -131,16 +155,38 @@ class TokenChunk:
     def __init__(
         self, student_log_probs_NV: Tensor, teacher_log_probs_NV: Tensor | None, labels_N: Tensor,
         student_probs_NV: Tensor | None = None, teacher_probs_NV: Tensor | None = None,
+        row_values: dict[str, Tensor] | None = None,
     ) -> None:  # fmt: skip
         self.student_log_probs_NV = student_log_probs_NV
         self._teacher_log_probs_NV = teacher_log_probs_NV
         self.labels_N = labels_N
         # Not cached properties: their lock ends a compiled graph.
         self._student_probs_NV, self._teacher_probs_NV = student_probs_NV, teacher_probs_NV
+        self._row_values = row_values or {}
 
     def with_student(self, student_log_probs_NV: Tensor) -> TokenChunk:
         """The same rows with other log-probabilities of the student, say a leaf to differentiate."""
-        return TokenChunk(student_log_probs_NV, self._teacher_log_probs_NV, self.labels_N, None, self._teacher_probs_NV)
+        return TokenChunk(
+            student_log_probs_NV,
+            self._teacher_log_probs_NV,
+            self.labels_N,
+            None,
+            self._teacher_probs_NV,
+            self._row_values,
+        )
+
+    def row_value(self, name: str) -> Tensor:
+        """`[N]`, what the batch says of these rows under that name; ValueError where it says nothing."""
+        if name not in self._row_values:
+            raise ValueError(
+                f"a term reads {name} of each row, the batch has {sorted(self._row_values)}: add it with "
+                "Batch.with_row_values"
+            )
+        return self._row_values[name]
+
+    def student_log_probs_of_labels(self) -> Tensor:
+        """`[N]`."""
+        return self.student_log_probs_NV.gather(-1, self.labels_N.unsqueeze(-1)).squeeze(-1)
 
     @property
     def teacher_log_probs_NV(self) -> Tensor:

@@ -50,6 +50,7 @@ LAYERS = {
     "evaluation": {"types", "errors", "functional", "objective", "divergences", "fused", "models", "export"}
     | {"data", "teachers", "evaluation"},
     "samplers": {"types", "data", "evaluation", "weights"},
+    "two_model_samplers": {"evaluation", "models", "samplers", "weights"},
     "logs": set(), "response_cache": {"errors", "files"}, "endpoint_config": {"errors"},
     "endpoint": {"errors", "data", "logs", "endpoint_config", "response_cache", "evaluation", "teacher_text"},
     "teacher_text": {"errors", "data", "evaluation", "logs", "run_config", "teachers"},

@@ -56,23 +56,23 @@ def generate(
 
     The same seed, prompts and batch size give the same responses. What the checkpoint's own generation config asks for
     (top-k 20 at Qwen3, a repetition penalty at Qwen2.5) is not applied: tokens come from the model's distribution,
-    changed by `sampling` alone. `on_progress` is called after each batch with the number of prompts in it. Raises
-    ValueError for an empty prompt.
+    changed by `sampling` alone. `on_progress` is called after each batch with the number of prompts in it. A model that
+    is sharded over ranks (`fully_shard`) takes the steps of the longest response among them, so each rank calls this
+    with equally many batches. Raises ValueError for an empty prompt.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    if empty := [index for index, prompt in enumerate(prompts) if len(prompt) == 0]:
-        raise ValueError(f"a prompt needs at least one token, got none at index {empty[0]}: render it first")
+    check_prompts(prompts)
     base, device = base_of(model), device_of(model)
     eos_token_id, pad_token_id = special_ids(tokenizer)
     config = generation_config(tokenizer, sampling)
     # Prompts of like length share a batch: less padding. Sorting is stable, so the order is a function of the prompts.
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     responses: dict[int, Generation] = {}
-    with evaluating(model), _generation_config(base, config), _seeded(device, sampling.seed):
+    with evaluating(model), _generation_config(base, config), seeded(device, sampling.seed):
         for start in range(0, len(order), batch_size):
             indices = order[start : start + batch_size]
-            input_ids, attention_mask = _left_padded([prompts[index] for index in indices], pad_token_id)
+            input_ids, attention_mask = left_padded([prompts[index] for index in indices], pad_token_id)
             output = cast(Any, base).generate(
                 input_ids=input_ids.to(device), attention_mask=attention_mask.to(device), generation_config=config
             )
@@ -109,6 +109,12 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
     return eos, pad if isinstance(pad, int) else eos
 
 
+def check_prompts(prompts: Sequence[Sequence[int]]) -> None:
+    """ValueError for an empty prompt."""
+    if empty := [index for index, prompt in enumerate(prompts) if len(prompt) == 0]:
+        raise ValueError(f"a prompt needs at least one token, got none at index {empty[0]}: render it first")
+
+
 @contextmanager
 def _generation_config(base: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
     """Replaces the model's own generation config: `generate` fills whatever it is not told from there."""
@@ -120,7 +126,7 @@ def _generation_config(base: PreTrainedModel, config: GenerationConfig) -> Itera
 
 
 @contextmanager
-def _seeded(device: torch.device, seed: int) -> Iterator[None]:
+def seeded(device: torch.device, seed: int) -> Iterator[None]:
     """The generators of the CPU and of one device, seeded; the caller's states come back afterwards."""
     if device.type == "cpu":
         with torch.random.fork_rng(devices=[]):
@@ -134,7 +140,7 @@ def _seeded(device: torch.device, seed: int) -> Iterator[None]:
             yield
 
 
-def _left_padded(prompts: Sequence[Sequence[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+def left_padded(prompts: Sequence[Sequence[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and mask `[B, T]`; the mask goes by lengths, so a padding token that also ends text does no harm."""
     width = max(len(prompt) for prompt in prompts)
     ids = torch.tensor([[pad_token_id] * (width - len(prompt)) + list(prompt) for prompt in prompts])
