@@ -13,7 +13,7 @@ import random
 import shutil
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -28,9 +28,18 @@ from gakd.files import file_digest, sync
 MANIFEST = "manifest.json"
 
 
+class Stateful(Protocol):
+    """What has a state of its own on each rank, in types that `torch.load(weights_only=True)` reads."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> Any: ...
+
+
 def save(
-    fabric: Fabric, folder: Path, step: int, modules: dict[str, nn.Module], optimizers: dict[str, Optimizer], keep: int
-) -> Path:
+    fabric: Fabric, folder: Path, step: int, modules: dict[str, nn.Module], optimizers: dict[str, Optimizer],
+    states: dict[str, Stateful], keep: int,
+) -> Path:  # fmt: skip
     """Write `folder/step-N` and remove all but the newest `keep`; every rank calls it."""
     final, scratch = folder / f"step-{step}", folder / f"step-{step}.tmp"
     if fabric.is_global_zero:
@@ -38,6 +47,8 @@ def save(
         scratch.mkdir(parents=True)
     fabric.barrier()
     torch.save(rng_state(), scratch / f"rng-{fabric.global_rank}.pt")
+    for name, thing in states.items():
+        torch.save(thing.state_dict(), scratch / f"{name}-{fabric.global_rank}.pt")
     if fabric.is_global_zero:
         for name, module in modules.items():
             save_file(_trainable(module), scratch / f"{name}.safetensors")
@@ -73,8 +84,14 @@ def newest(folder: Path) -> Path | None:
     return None
 
 
-def load(fabric: Fabric, path: Path, modules: dict[str, nn.Module], optimizers: dict[str, Optimizer]) -> int:
-    """Restore modules, optimizers and this rank's random state in place; returns the number of finished steps."""
+def load(
+    fabric: Fabric,
+    path: Path,
+    modules: dict[str, nn.Module],
+    optimizers: dict[str, Optimizer],
+    states: dict[str, Stateful],
+) -> int:
+    """Restore modules, optimizers and this rank's states in place; returns the number of finished steps."""
     manifest = json.loads((path / MANIFEST).read_text())
     if manifest["world_size"] != fabric.world_size:
         raise InputError(
@@ -93,6 +110,8 @@ def load(fabric: Fabric, path: Path, modules: dict[str, nn.Module], optimizers: 
                 tensor.copy_(stored[key])
     for name, optimizer in optimizers.items():
         optimizer.load_state_dict(torch.load(path / f"{name}.pt", weights_only=True, map_location="cpu"))
+    for name, thing in states.items():
+        thing.load_state_dict(torch.load(path / f"{name}-{fabric.global_rank}.pt", weights_only=True))
     set_rng_state(torch.load(path / f"rng-{fabric.global_rank}.pt", weights_only=True))
     return manifest["step"]
 

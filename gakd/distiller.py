@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import cast
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from gakd.adversarial import Adversarial
-from gakd.fused import token_pass
+from gakd.divergences import CrossEntropy
+from gakd.fused import token_pass, token_values
 from gakd.kernel import Kernel
 from gakd.models import head_of, hidden_rows
 from gakd.objective import Coefficients, Objective
@@ -70,3 +72,16 @@ class Distiller(nn.Module):
             normalizers = tokens.log_normalizers_N, tokens.teacher_log_normalizers_N
             rows = StudentRows(live_NR, hidden_NH.detach(), *normalizers)
         return StudentOutput(loss, tokens.losses, rows)
+
+    @torch.no_grad()
+    def label_log_probs(self, batch: Batch, teacher: TeacherOutput | None, temperature: float) -> Tensor:
+        """The student's log-probabilities of the labels, `[N]`; with a teacher, over the vocabulary that both share."""
+        head, cross_entropy = head_of(self.student), CrossEntropy(temperature, temperature_squared=False)
+        if teacher is not None:
+            shared = min(head.vocab_size, teacher.head.vocab_size)
+            bias = None if head.bias is None else head.bias[:shared]
+            head = head._replace(weight=head.weight[:shared], bias=bias)
+        values = token_values(
+            hidden_rows(self.student, batch), head, batch.labels_N, [cross_entropy], None, self.chunk_rows
+        )
+        return -values[cross_entropy.name]

@@ -155,6 +155,7 @@ class SkewForwardKL(Divergence):
     """KL(teacher‖alpha teacher + (1 - alpha) student) (DistiLLM, arXiv 2402.03898); alpha 0 is forward KL.
 
     DistiLLM writes `lam` for alpha and leaves out the teacher's entropy: same gradient, a loss that is not 0 at its minimum.
+    A batch with the row value `skew_alpha` has an alpha of its own for each row, in (0, 1).
     """
 
     name = "skew_forward_kl"
@@ -166,14 +167,20 @@ class SkewForwardKL(Divergence):
     def losses(self, student_log_probs_NV: Tensor, teacher_log_probs_NV: Tensor) -> Tensor:
         return functional.skew_forward_kl(student_log_probs_NV, teacher_log_probs_NV, self.alpha)
 
+    def chunk_losses(self, chunk: TokenChunk) -> Tensor:
+        return functional.skew_forward_kl(
+            chunk.student_log_probs_NV, chunk.teacher_log_probs_NV, _skew_of(chunk, self.alpha)
+        )
+
     def losses_and_gradient(self, chunk: TokenChunk) -> tuple[Tensor, Tensor]:
-        return functional.skew_forward_kl_with_gradient(*_arrays(chunk), self.alpha)
+        return functional.skew_forward_kl_with_gradient(*_arrays(chunk), _skew_of(chunk, self.alpha))
 
 
 class SkewReverseKL(Divergence):
     """KL(student‖(1 - alpha) teacher + alpha student) (DistiLLM, arXiv 2402.03898); alpha 0 is reverse KL.
 
     The gradient flows through the mixture as in DistiLLM; DistiLLM-2 (arXiv 2503.07067) stops it there: `detach_mixture`.
+    `skew_alpha` as at `SkewForwardKL`.
     """
 
     name = "skew_reverse_kl"
@@ -192,8 +199,20 @@ class SkewReverseKL(Divergence):
     def losses(self, student_log_probs_NV: Tensor, teacher_log_probs_NV: Tensor) -> Tensor:
         return functional.skew_reverse_kl(student_log_probs_NV, teacher_log_probs_NV, self.alpha)
 
+    def chunk_losses(self, chunk: TokenChunk) -> Tensor:
+        return functional.skew_reverse_kl(
+            chunk.student_log_probs_NV, chunk.teacher_log_probs_NV, _skew_of(chunk, self.alpha)
+        )
+
     def losses_and_gradient(self, chunk: TokenChunk) -> tuple[Tensor, Tensor]:
-        return functional.skew_reverse_kl_with_gradient(*_arrays(chunk), self.alpha, self.detach_mixture)
+        alpha = _skew_of(chunk, self.alpha)
+        return functional.skew_reverse_kl_with_gradient(*_arrays(chunk), alpha, self.detach_mixture)
+
+
+def _skew_of(chunk: TokenChunk, alpha: float) -> float | Tensor:
+    """The rows' own alpha, `[N, 1]`, where the batch has one."""
+    own = chunk.row_value("skew_alpha", alpha)
+    return own.unsqueeze(-1) if isinstance(own, Tensor) else own
 
 
 def _skew(alpha: float) -> float:

@@ -50,7 +50,7 @@ def reverse_kl_with_gradient(log_q_NV: Tensor, log_p_NV: Tensor, q_NV: Tensor) -
     return gradient_NV.sum(-1), gradient_NV
 
 
-def log_ratios_to_mixture(log_q_NV: Tensor, log_p_NV: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+def log_ratios_to_mixture(log_q_NV: Tensor, log_p_NV: Tensor, beta: float | Tensor) -> tuple[Tensor, Tensor]:
     """`log q - log m` and `log p - log m` for `m = beta p + (1 - beta) q`, with 0 < beta < 1; differentiable.
 
     With `d = log p - log q`, `log m = log q + log1p(beta expm1(d))`: both are exactly 0 where p = q, and neither overflows.
@@ -61,7 +61,7 @@ def log_ratios_to_mixture(log_q_NV: Tensor, log_p_NV: Tensor, beta: float) -> tu
 
 
 def _ratios_to_student(
-    log_q_NV: Tensor, log_p_NV: Tensor, q_NV: Tensor, p_NV: Tensor, beta: float
+    log_q_NV: Tensor, log_p_NV: Tensor, q_NV: Tensor, p_NV: Tensor, beta: float | Tensor
 ) -> tuple[Tensor, Tensor]:
     """`log p - log q` and `m / q - 1 = beta (p - q) / q`, m as in `log_ratios_to_mixture`; fresh tensors, to be written to.
 
@@ -102,18 +102,21 @@ def jensen_shannon_with_gradient(
     return gradient_NV.sum(-1) + beta * teacher_kl_N, gradient_NV
 
 
-def skew_forward_kl(log_q_NV: Tensor, log_p_NV: Tensor, alpha: float = 0.1) -> Tensor:
-    """KL(p‖m) with `m = alpha p + (1 - alpha) q`, 0 <= alpha < 1 (DistiLLM, arXiv 2402.03898)."""
-    if alpha == 0:
+def skew_forward_kl(log_q_NV: Tensor, log_p_NV: Tensor, alpha: float | Tensor = 0.1) -> Tensor:
+    """KL(p‖m) with `m = alpha p + (1 - alpha) q`, 0 <= alpha < 1 (DistiLLM, arXiv 2402.03898).
+
+    Here and below, an alpha for each row is a tensor `[N, 1]`, above 0.
+    """
+    if isinstance(alpha, float | int) and alpha == 0:
         return forward_kl(log_q_NV, log_p_NV)
     return (log_p_NV.exp() * log_ratios_to_mixture(log_q_NV, log_p_NV, alpha)[1]).sum(-1)
 
 
 def skew_forward_kl_with_gradient(
-    log_q_NV: Tensor, log_p_NV: Tensor, q_NV: Tensor, p_NV: Tensor, alpha: float
+    log_q_NV: Tensor, log_p_NV: Tensor, q_NV: Tensor, p_NV: Tensor, alpha: float | Tensor
 ) -> tuple[Tensor, Tensor]:
     """Skew forward KL and `G = -(1 - alpha) q (p / m - 1)`, where `p / m - 1 = (1 - alpha) / alpha (1 - q / m)`."""
-    if alpha == 0:
+    if isinstance(alpha, float | int) and alpha == 0:
         return forward_kl_with_gradient(log_q_NV, log_p_NV, q_NV, p_NV)
     log_p_over_q_NV, excess_NV = _ratios_to_student(log_q_NV, log_p_NV, q_NV, p_NV, alpha)
     losses_N = log_p_over_q_NV.sub_(torch.log1p(excess_NV)).mul_(p_NV).sum(-1)
@@ -121,24 +124,28 @@ def skew_forward_kl_with_gradient(
     return losses_N, gradient_NV.mul_(-((1 - alpha) ** 2) / alpha)
 
 
-def skew_reverse_kl(log_q_NV: Tensor, log_p_NV: Tensor, alpha: float = 0.1) -> Tensor:
+def skew_reverse_kl(log_q_NV: Tensor, log_p_NV: Tensor, alpha: float | Tensor = 0.1) -> Tensor:
     """KL(q‖m) with `m = (1 - alpha) p + alpha q`, 0 <= alpha < 1 (DistiLLM, arXiv 2402.03898)."""
-    if alpha == 0:
+    if isinstance(alpha, float | int) and alpha == 0:
         return reverse_kl(log_q_NV, log_p_NV)
     return (log_q_NV.exp() * log_ratios_to_mixture(log_q_NV, log_p_NV, 1 - alpha)[0]).sum(-1)
 
 
 def skew_reverse_kl_with_gradient(
-    log_q_NV: Tensor, log_p_NV: Tensor, q_NV: Tensor, p_NV: Tensor, alpha: float, detach_mixture: bool = False
+    log_q_NV: Tensor, log_p_NV: Tensor, q_NV: Tensor, p_NV: Tensor, alpha: float | Tensor, detach_mixture: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Skew reverse KL and `G = q (log q - log m - alpha (q / m - 1))`; its last part is the mixture's, left out on request."""
-    if alpha == 0:
+    if isinstance(alpha, float | int) and alpha == 0:
         return reverse_kl_with_gradient(log_q_NV, log_p_NV, q_NV)
     _, excess_NV = _ratios_to_student(log_q_NV, log_p_NV, q_NV, p_NV, 1 - alpha)
     gradient_NV = torch.log1p(excess_NV).mul_(q_NV).neg_()
     losses_N = gradient_NV.sum(-1)
     if not detach_mixture:
-        gradient_NV.addcmul_(q_NV, excess_NV.div_(excess_NV + 1), value=alpha)
+        excess_NV.div_(excess_NV + 1)
+        if isinstance(alpha, Tensor):
+            gradient_NV.addcmul_(q_NV, excess_NV.mul_(alpha))
+        else:
+            gradient_NV.addcmul_(q_NV, excess_NV, value=alpha)
     return losses_N, gradient_NV
 
 

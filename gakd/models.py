@@ -129,9 +129,9 @@ def load_model(name: str, dtype: torch.dtype = torch.float32, layers: Sequence[i
     return (prune_layers(model, layers) if layers else model).eval()
 
 
-def load_backbone(name: str, layers: Sequence[int] = ()) -> PreTrainedModel:
-    """A model without its head, in fp32, with attention that has second derivatives: for a discriminator."""
-    model = _load(AutoModel.from_pretrained, name, dtype=torch.float32, attn_implementation="eager")
+def load_backbone(name: str, layers: Sequence[int] = (), attention: str = "eager") -> PreTrainedModel:
+    """A model without its head, in fp32: for a discriminator. Gradient penalties need attention with second derivatives."""
+    model = _load(AutoModel.from_pretrained, name, dtype=torch.float32, attn_implementation=attention)
     return (prune_layers(model, layers) if layers else model).eval()
 
 

@@ -3,9 +3,9 @@
     for window in run.steps(data):
         window = resample(window, sampler, run.step, data.pad_token_id)
 
-A sampler maps samples to samples, prompts untouched. All micro-batches of a step are answered in one batch, and then stand in
-micro-batches of the sizes they had. What is drawn is a function of the sampler's seed and of the step, so a resumed run draws
-the same.
+A sampler maps samples to as many samples; all but replay leave prompts untouched. All micro-batches of a step are answered in
+one batch, and then stand in micro-batches of the sizes they had. What is drawn is a function of the sampler's seed and of the
+step, so a resumed run draws the same.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal, NamedTuple, Protocol
 
+import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -37,7 +38,7 @@ class Sample(NamedTuple):
 
 
 class Sampler(Protocol):
-    """The samples of one step to those that are trained on, in the same order."""
+    """The samples of one step to those that are trained on: as many, in their order where they answer the same prompts."""
 
     def __call__(self, samples: Sequence[Sample], step: int) -> Sequence[Sample]: ...
 
@@ -45,19 +46,26 @@ class Sampler(Protocol):
 def resample(window: Sequence[Batch], sampler: Sampler, step: int, pad_token_id: int) -> list[Batch]:
     """The micro-batches of one optimizer step with the sampler's responses in them; their sizes and order stay.
 
-    ValueError where a sampler gives another number of samples than it was given, or other prompts.
+    Importance weights, where samples have them, become the row value `importance_weights`. Several responses to a prompt:
+    `resample(window * n, ...)`, answers in n rounds of the whole window. ValueError where a sampler gives another number
+    of samples than it was given, or one without prompt or response.
     """
     before = [sample for batch in window for sample in samples_of(batch)]
     after = list(sampler(before, step))
-    if [sample.prompt_ids for sample in after] != [sample.prompt_ids for sample in before]:
-        raise ValueError(
-            f"a sampler answers the prompts it is given, in their order: got {len(after)} for {len(before)}"
-        )
+    if len(after) != len(before):
+        raise ValueError(f"a sampler answers each sample with one: got {len(after)} for {len(before)}")
+    if empty := [index for index, sample in enumerate(after) if not (sample.prompt_ids and sample.response_ids)]:
+        raise ValueError(f"a sample has a prompt and a response, got one without at index {empty[0]}")
+    weighted = any(sample.weights is not None for sample in after)
     batches, start = [], 0
     for batch in window:
         own = after[start : start + len(batch.lengths)]
         start += len(own)
-        batches.append(collate([sample.example for sample in own], pad_token_id).to(batch.input_ids.device))
+        made = collate([sample.example for sample in own], pad_token_id)
+        if weighted:
+            weights = [weight for sample in own for weight in sample.weights or [1.0] * len(sample.response_ids)]
+            made = made.with_row_values({"importance_weights": torch.tensor(weights)})
+        batches.append(made.to(batch.input_ids.device))
     return batches
 
 

@@ -79,6 +79,13 @@ def load_teacher(
         _refuse_stale(cache, config.teacher)
         _refuse_missing(cache, data, config.student)
         return CachedTeacher(cache, device)
+    return load_reader(config, dtype, device)
+
+
+def load_reader(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> LocalTeacher:
+    """A teacher that reads what a student writes; ModelError for a cached one, which has read its texts already."""
+    if config.teacher_cache is not None:
+        raise ModelError("the teacher reads what the student writes, a teacher cache cannot: leave out --teacher-cache")
     if config.teacher is None:
         raise ModelError("this recipe learns from a teacher: give --teacher, for example Qwen3-8B")
     return LocalTeacher(nn.Module.to(load_model(config.teacher, dtype), device))

@@ -7,8 +7,9 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from lightning_fabric import Fabric
@@ -26,6 +27,8 @@ from gakd.run_folder import claim
 from gakd.types import Batch
 
 __all__ = ["Run", "RunConfig"]
+
+MicroBatch = TypeVar("MicroBatch")
 
 
 class Run:
@@ -55,8 +58,10 @@ class Run:
         self.fabric.seed_everything(config.seed, verbose=False)
         self._modules: dict[str, nn.Module] = {}
         self._optimizers: dict[str, Optimizer] = {}
+        self._kept: dict[str, checkpoint.Stateful] = {}
         self._sums: dict[str, Tensor] = {}
-        self._counts = Counts(0, 0)
+        self._counts: dict[tuple[str, ...], Counts] = {}  # names of terms -> counts of the window that they are about
+        self._read, self._positions = 0, 0
         self._game = GameWatch()
         self._notes: dict[str, float] = {}
         self._own_notes: dict[str, float] = {}
@@ -91,6 +96,7 @@ class Run:
         config = self.config
         optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=config.weight_decay)
         self._wrapped, self._student_optimizer = self.fabric.setup(distiller, optimizer)
+        self._wrapped.mark_forward_method("label_log_probs")
         self._modules["student"], self._optimizers["student_optimizer"] = distiller, optimizer
         return self._wrapped
 
@@ -101,13 +107,17 @@ class Run:
             tensor.data.copy_(self.fabric.broadcast(tensor.data))
         self._modules[name], self._optimizers[f"{name}_optimizer"] = module, optimizer
 
+    def keep(self, name: str, thing: checkpoint.Stateful) -> None:
+        """Save a rank's own state beside the weights, and restore it: a sampler's buffer, a threshold."""
+        self._kept[name] = thing
+
     def restore(self) -> None:
         """Continue from the newest checkpoint if `--resume` asks for it; else give each rank its own dropout."""
         path = checkpoint.newest(self.folder / "checkpoints") if self.config.resume else None
         if path is None:
             torch.manual_seed(self.config.seed + self.fabric.global_rank)
             return
-        self.step = checkpoint.load(self.fabric, path, self._modules, self._optimizers)
+        self.step = checkpoint.load(self.fabric, path, self._modules, self._optimizers, self._kept)
 
     def once(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """A result that belongs to the start of the run: computed on rank 0, kept as JSON, read back when resuming."""
@@ -120,6 +130,11 @@ class Run:
         self.fabric.barrier()
         return json.loads(path.read_text())
 
+    def total_steps(self, data: Data) -> int:
+        """Optimizer steps of the whole run: for schedules."""
+        config = self.config
+        return config.steps if config.steps is not None else config.epochs * (len(data.train) // config.batch_size)
+
     # ---- the loop ----
 
     def steps(self, data: Data) -> Iterator[list[Batch]]:
@@ -129,8 +144,7 @@ class Run:
         """
         config, examples = self.config, data.train
         lengths = [example.length for example in examples]
-        windows = Windows(lengths, config.batch_size, config.seed)
-        self.total = config.steps if config.steps is not None else config.epochs * len(windows)
+        windows, self.total = Windows(lengths, config.batch_size, config.seed), self.total_steps(data)
         if self.is_main:
             self._log = MetricsLog(self.folder / "metrics.csv", self.step)
         self._view = ProgressView(self.total, self.step, self.is_main)
@@ -149,20 +163,29 @@ class Run:
         finally:
             self._view.close()
 
-    def counts(self, window: Sequence[Batch]) -> Counts:
-        """Supervised tokens and sequences of the whole optimizer step, over all ranks."""
+    @contextmanager
+    def inference(self) -> Iterator[None]:
+        """Without gradient, in the precision of training: for what is measured on a step's text before it is trained on."""
+        with torch.no_grad(), self.fabric.autocast():
+            yield
+
+    def counts(self, window: Sequence[Batch], *names: str) -> Counts:
+        """Supervised tokens and sequences of the whole optimizer step, over all ranks.
+
+        Where a step has several windows, `names` are the terms that this one is about (`Coefficients.only`); the window
+        that is given without names stands for all other terms.
+        """
         lengths = [length for batch in window for length in batch.lengths]
         read, positions = sum(batch.tokens for batch in window), sum(batch.labels.numel() for batch in window)
         own = [sum(lengths), sum(length > 0 for length in lengths), read, positions]
         if self.fabric.world_size > 1:
             own = self.over_ranks(torch.tensor(own, device=self.device)).tolist()
-        tokens, sequences, self._tokens_read, positions = own
-        self._counts = Counts(tokens, sequences, self.fabric.world_size)
-        self._notes["padding"] = 1 - self._tokens_read / positions
-        return self._counts
+        self._counts[names] = Counts(own[0], own[1], self.fabric.world_size)
+        self._read, self._positions = self._read + own[2], self._positions + own[3]
+        return self._counts[names]
 
-    def micro_batches(self, window: Sequence[Batch]) -> Iterator[Batch]:
-        """Each micro-batch of the step; gradients are exchanged between ranks with the last one only."""
+    def micro_batches(self, window: Sequence[MicroBatch]) -> Iterator[MicroBatch]:
+        """Each micro-batch of an update; gradients are exchanged between ranks with the last one only."""
         for index, batch in enumerate(window):
             with self.fabric.no_backward_sync(self._wrapped, enabled=index < len(window) - 1):
                 yield batch
@@ -192,49 +215,73 @@ class Run:
         self._student_optimizer.zero_grad()
         self._notes |= {"gradient_norm": norm, "learning_rate": rate}
 
-    def update_replicated(self, name: str) -> None:
-        """Sum a replicated module's gradients over ranks, step and clear it; nothing where it has no gradient."""
+    def update_replicated(self, name: str, clip: float | None = None) -> None:
+        """Sum a replicated module's gradients over ranks, clip, step and clear it; nothing where it has no gradient."""
         module, optimizer = self._modules[name], self._optimizers[f"{name}_optimizer"]
         gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
         if not gradients:
             return
         for gradient in gradients:
             gradient.copy_(self.over_ranks(gradient))
-        norm = float(torch.nn.utils.get_total_norm(gradients))
+        total_norm = torch.nn.utils.get_total_norm(gradients)
+        norm = float(total_norm)
         self._refuse_nonfinite(name, norm)
+        if clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(module.parameters(), clip, total_norm)
         optimizer.step()
         optimizer.zero_grad()
         self._notes["discriminator_gradient_norm"] = norm
 
+    def validate(self, compute: Callable[[], dict[str, float]]) -> dict[str, float] | None:
+        """When it is time, `compute` on rank 0, logged as `valid/...` columns; it may use no collective.
+
+        The scores, on every rank, or None when it is not time. Before `finish_step`, so that a checkpoint holds what they
+        change.
+        """
+        step, every = self.step + 1, self.config.evaluate_every
+        if not every or (step % every and step != self.total):
+            return None
+        scores: dict[str, float] = {}
+        if self.is_main:
+            started = time.perf_counter()
+            scores = compute()
+            self._log.append(step, {f"valid/{name}": value for name, value in scores.items()})
+            self._view.pace.pause(time.perf_counter() - started)
+        return self.fabric.broadcast(scores)
+
     def finish_step(self, objective: Objective) -> None:
         """Count the step, log its means, save when it is time."""
-        sums = {name: float(self.over_ranks(total)) for name, total in self._sums.items()}
-        means = objective.means(sums, self._counts)
+        means = self._means(objective)
         self._notes |= objective.finish_step(self.over_ranks)
         if self._own_notes:
             noted = self.over_ranks(torch.tensor(list(self._own_notes.values()), device=self.device))
             self._notes |= zip(self._own_notes, (noted / self.fabric.world_size).tolist(), strict=True)
         self.step += 1
-        self._view.update(self.step, self._tokens_read, means | {"gradient_norm": self._notes["gradient_norm"]})
-        if "discriminator_accuracy" in means and (warning := self._game.observe(means["discriminator_accuracy"])):
+        self._view.update(self.step, self._read, means | {"gradient_norm": self._notes["gradient_norm"]})
+        accuracy = (self._notes | means).get("discriminator_accuracy")
+        if accuracy is not None and (warning := self._game.observe(accuracy)):
             self._view.say(f"warning: {warning}")
         if self.is_main:
-            row = means | self._notes | {"tokens": self._counts.tokens}
+            tokens = sum(counts.tokens for counts in self._counts.values())
+            row = means | {"padding": 1 - self._read / self._positions} | self._notes | {"tokens": tokens}
             if self._view.pace.steps > 1:
                 row["tokens_per_second"] = self._view.pace.tokens_per_second()
             self._log.append(self.step, row)
-        self._sums, self._notes, self._own_notes = {}, {}, {}
+        self._sums, self._counts, self._notes, self._own_notes = {}, {}, {}, {}
+        self._read, self._positions = 0, 0
         last = self.step == self.total
         if last or (self.config.save_every and self.step % self.config.save_every == 0):
             self.save()
 
-    def validate(self, compute: Callable[[], dict[str, float]]) -> None:
-        """When it is time, `compute` on rank 0, logged as `valid/...` columns; it may use no collective."""
-        every = self.config.evaluate_every
-        if self.is_main and every and (self.step % every == 0 or self.step == self.total):
-            started = time.perf_counter()
-            self._log.append(self.step, {f"valid/{name}": value for name, value in compute().items()})
-            self._view.pace.pause(time.perf_counter() - started)
+    def _means(self, objective: Objective) -> dict[str, float]:
+        """What the step's losses are over all ranks, each per token or sequence of its own window."""
+        sums = {name: float(self.over_ranks(total)) for name, total in self._sums.items()}
+        named = {name for names in self._counts for name in names}
+        means: dict[str, float] = {}
+        for names, counts in self._counts.items():
+            about = {name: total for name, total in sums.items() if name in (names or sums.keys() - named)}
+            means |= objective.means(about, counts)
+        return means
 
     def save(self) -> None:
         checkpoint.save(
@@ -243,6 +290,7 @@ class Run:
             self.step,
             self._modules,
             self._optimizers,
+            self._kept,
             self.config.keep_checkpoints,
         )
 

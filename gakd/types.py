@@ -175,9 +175,11 @@ class TokenChunk:
             self._row_values,
         )
 
-    def row_value(self, name: str) -> Tensor:
-        """`[N]`, what the batch says of these rows under that name; ValueError where it says nothing."""
+    def row_value(self, name: str, default: float | None = None) -> Tensor | float:
+        """`[N]`, what the batch says of these rows under that name; else the default, or ValueError without one."""
         if name not in self._row_values:
+            if default is not None:
+                return default
             raise ValueError(
                 f"a term reads {name} of each row, the batch has {sorted(self._row_values)}: add it with "
                 "Batch.with_row_values"

@@ -66,12 +66,12 @@ def test_resume_continues_bit_for_bit(fabric, tmp_path):
     module, optimizer = build()
     seed()
     train(module, optimizer, 3)
-    checkpoint.save(fabric, tmp_path, 3, {"student": module}, {"adam": optimizer}, keep=2)
+    checkpoint.save(fabric, tmp_path, 3, {"student": module}, {"adam": optimizer}, {}, keep=2)
     train(module, optimizer, 2)  # what a killed run did after its last checkpoint
 
     module, optimizer = build()
     path = checkpoint.newest(tmp_path)
-    assert checkpoint.load(fabric, path, {"student": module}, {"adam": optimizer}) == 3
+    assert checkpoint.load(fabric, path, {"student": module}, {"adam": optimizer}, {}) == 3
     train(module, optimizer, 3)
     assert all(torch.equal(a, b) for a, b in zip(bits(module, optimizer), expected, strict=True))
 
@@ -80,7 +80,7 @@ def saved(fabric, folder, steps, keep=10):
     module, optimizer = build()
     train(module, optimizer, 1)
     for step in steps:
-        checkpoint.save(fabric, folder, step, {"student": module}, {"adam": optimizer}, keep)
+        checkpoint.save(fabric, folder, step, {"student": module}, {"adam": optimizer}, {}, keep)
 
 
 def test_frozen_weights_are_not_stored_and_tied_ones_once(fabric, tmp_path):
@@ -132,7 +132,7 @@ def test_a_finished_checkpoint_is_never_replaced(fabric, tmp_path):
     before = (tmp_path / "step-1" / "manifest.json").read_bytes()
     module, optimizer = build()
     train(module, optimizer, 5)
-    checkpoint.save(fabric, tmp_path, 1, {"student": module}, {"adam": optimizer}, keep=2)
+    checkpoint.save(fabric, tmp_path, 1, {"student": module}, {"adam": optimizer}, {}, keep=2)
     assert (tmp_path / "step-1" / "manifest.json").read_bytes() == before
 
 
@@ -140,8 +140,8 @@ def test_other_weights_or_another_world_size_are_refused(fabric, tmp_path):
     saved(fabric, tmp_path, [1])
     _, optimizer = build()
     with pytest.raises(ValueError, match="holds other weights"):
-        checkpoint.load(fabric, tmp_path / "step-1", {"student": nn.Linear(3, 3)}, {"adam": optimizer})
+        checkpoint.load(fabric, tmp_path / "step-1", {"student": nn.Linear(3, 3)}, {"adam": optimizer}, {})
     manifest = tmp_path / "step-1" / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"world_size": 4}))
     with pytest.raises(ValueError, match="written by 4 processes, this run has 1"):
-        checkpoint.load(fabric, tmp_path / "step-1", {}, {})
+        checkpoint.load(fabric, tmp_path / "step-1", {}, {}, {})

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import pytest
 import torch
 from torch import Tensor
@@ -219,16 +217,6 @@ def test_fp32_is_close_to_fp64_over_a_vocabulary(term):
     torch.testing.assert_close(gradient.double(), expected_gradient, rtol=1e-5, atol=2e-5 * size)
 
 
-class Plain(NamedTuple):
-    """A chunk without the lock that `cached_property` takes before Python 3.12, which dynamo does not trace."""
-
-    student_log_probs_NV: Tensor
-    teacher_log_probs_NV: Tensor
-    student_probs_NV: Tensor
-    teacher_probs_NV: Tensor
-    labels_N: Tensor
-
-
 @every_term
 def test_terms_compile_in_one_graph(term):
     # The eager backend traces as every other does.
@@ -237,11 +225,26 @@ def test_terms_compile_in_one_graph(term):
 
     @torch.compile(backend="eager", fullgraph=True)
     def traced(log_q: Tensor, log_p: Tensor, labels: Tensor, coefficient: float) -> tuple[Tensor, Tensor]:
-        return term.accumulate_(Plain(log_q, log_p, log_q.exp(), log_p.exp(), labels), coefficient, None)
+        return term.accumulate_(TokenChunk(log_q, log_p, labels, log_q.exp(), log_p.exp()), coefficient, None)
 
     for coefficient in (0.5, 0.25, 0.125):
         found = traced(chunk.student_log_probs_NV, chunk.teacher_log_probs_NV, chunk.labels_N, coefficient)
         torch.testing.assert_close(found, term.accumulate_(chunk, coefficient, None))
+
+
+@pytest.mark.parametrize("build", [SkewForwardKL, SkewReverseKL, lambda alpha: SkewReverseKL(alpha, True)])
+def test_rows_may_have_a_skew_of_their_own(build):
+    torch.manual_seed(3)
+    log_q, log_p = (3 * torch.randn(2, 5, 9, dtype=torch.float64)).log_softmax(-1)
+    labels_N, alphas_N = torch.zeros(5, dtype=torch.long), torch.tensor([0.01, 0.1, 0.3, 0.7, 0.1], dtype=torch.float64)
+    chunk = TokenChunk(log_q, log_p, labels_N, row_values={"skew_alpha": alphas_N})
+    term = build(0.5)
+    losses_N, gradient_NV = term.accumulate_(chunk, 0.3, None)
+    torch.testing.assert_close(term.chunk_losses(chunk), losses_N)
+    for row, alpha in enumerate(alphas_N.tolist()):
+        alone = TokenChunk(log_q[row : row + 1], log_p[row : row + 1], labels_N[:1])
+        expected = build(alpha).accumulate_(alone, 0.3, None)
+        torch.testing.assert_close((losses_N[row : row + 1], gradient_NV[row : row + 1]), expected)
 
 
 def test_jensen_shannon_is_bounded_and_has_the_kl_divergences_as_its_ends():

@@ -11,8 +11,9 @@ from tests.recipe_table import README, RECIPES, code, difference, entry
 
 ABLATIONS = [name for name, path in RECIPES.items() if path.parent.name == "ablations"]
 BASELINES = [name for name, path in RECIPES.items() if path.parent.name == "baselines"]
-# The released code reads whole logits, with a loop of its own; it is no variant of the template.
-FURTHEST = {"released": 120}
+# The released code reads whole logits, with a loop of its own; these rivals train on text that they write, with rewards.
+FURTHEST = {"released": 120, "gakd_on_policy": 32, "distillm": 120, "distillm2": 125, "gad": 145, "minillm": 135}
+LONGEST = {"gakd_on_policy": 145}  # the template whole, and a sampler
 
 
 def test_the_readme_holds_the_table_of_the_recipes():
@@ -23,11 +24,11 @@ def test_the_readme_holds_the_table_of_the_recipes():
 def test_every_recipe_of_the_plan_is_there():
     assert set(ABLATIONS) >= {
         "gakd_forward_kl", "gakd_gan", "gakd_hinge", "gakd_mlp_discriminator", "gakd_no_kl", "gakd_no_penalty",
-        "gakd_raw_logits", "gakd_teacher_text", "gakd_wgan", "released",
+        "gakd_on_policy", "gakd_raw_logits", "gakd_teacher_text", "gakd_wgan", "released",
     }  # fmt: skip
     assert set(BASELINES) >= {
-        "adaptive_kl", "alpha_beta", "forward_kl", "jensen_shannon", "reverse_kl", "seqkd", "sft", "skew_kl",
-        "skew_reverse_kl", "total_variation",
+        "adaptive_kl", "alpha_beta", "distillm", "distillm2", "forward_kl", "gad", "gkd", "jensen_shannon", "minillm",
+        "on_policy_reverse_kl", "reverse_kl", "seqkd", "sft", "skd", "skew_kl", "skew_reverse_kl", "total_variation", "uld",
     }  # fmt: skip
     assert "gakd" not in {*ABLATIONS, *BASELINES}, "`import gakd` would find it instead of the package"
 
@@ -43,7 +44,7 @@ def test_a_recipe_says_what_it_is_and_how_it_starts(recipe):
     assert "In --help, [brackets] hold the " in documentation
     for command in re.findall(r"python (recipes/\S+\.py)", documentation):
         assert (recipe_table.ROOT / command).is_file(), f"{recipe} names {command}"
-    assert len(text.splitlines()) <= 130
+    assert len(text.splitlines()) <= LONGEST.get(recipe, 130)
 
 
 @pytest.mark.parametrize("recipe", ABLATIONS)
@@ -56,7 +57,7 @@ def test_an_ablation_changes_one_thing(recipe):
 @pytest.mark.parametrize("recipe", BASELINES)
 def test_a_baseline_differs_by_its_method(recipe):
     changed = difference(RECIPES[recipe])
-    assert changed <= 110, f"{recipe} now differs by {changed} lines"
+    assert changed <= FURTHEST.get(recipe, 110), f"{recipe} now differs by {changed} lines"
     assert f'"runs/{recipe}"' in RECIPES[recipe].read_text()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -155,7 +156,30 @@ def test_a_mixtures_weights_may_be_schedules_and_it_asks_nobody_it_does_not_need
         Mixture([(0.0, first), (0.0, second)])(SAMPLES, 3)
 
 
-def test_a_sampler_that_loses_or_exchanges_prompts_is_refused():
-    for broken in (lambda samples, step: samples[1:], lambda samples, step: samples[::-1]):
-        with pytest.raises(ValueError, match="answers the prompts it is given, in their order"):
-            resample(window(), broken, 0, PAD)
+def test_a_sampler_that_loses_samples_or_their_text_is_refused():
+    with pytest.raises(ValueError, match=r"answers each sample with one: got \d+ for \d+"):
+        resample(window(), lambda samples, step: samples[1:], 0, PAD)
+    with pytest.raises(ValueError, match="has a prompt and a response, got one without at index 0"):
+        resample(window(), lambda samples, step: [Sample([1], []), *samples[1:]], 0, PAD)
+
+
+def test_importance_weights_stay_with_their_tokens():
+    def weighing(samples: Sequence[Sample], step: int) -> list[Sample]:
+        weighed = [sample._replace(weights=[float(token) for token in sample.response_ids]) for sample in samples]
+        return [*weighed[:-1], weighed[-1]._replace(weights=None)]
+
+    *batches, last = resample(window(), weighing, 0, PAD)
+    for batch in batches:
+        assert batch.row_values is not None
+        assert batch.row_values.values["importance_weights"].tolist() == batch.labels_N.tolist()
+    assert last.row_values is not None
+    unweighed = last.lengths[-1]
+    weights_N = last.row_values.values["importance_weights"]
+    assert weights_N[-unweighed:].tolist() == [1.0] * unweighed
+    assert weights_N[:-unweighed].tolist() == last.labels_N[:-unweighed].tolist()
+
+
+def test_several_responses_to_a_prompt_come_in_rounds_of_the_window():
+    batches = resample(window() * 3, dataset_sampler, 0, PAD)
+    once = [sample for batch in window() for sample in samples_of(batch)]
+    assert [sample for batch in batches for sample in samples_of(batch)] == once * 3

@@ -110,8 +110,8 @@ def main(config: Config) -> None:
         adversarial.flush()
         run.update()
         run.update_replicated("adversarial")
-        run.finish_step(objective)
         run.validate(lambda: held_out.validate(student))
+        run.finish_step(objective)
 
     if run.is_main:
         conclude(run.folder, student, held_out, before)

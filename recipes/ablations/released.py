@@ -116,8 +116,8 @@ def main(config: Config) -> None:
             loss = torch.stack([weight * losses[name].mean() for name, weight in weights.items()]).sum()
             run.backward(loss / len(window), {name: values.detach() for name, values in (losses | game).items()})
         run.update()
-        run.finish_step(objective)
         run.validate(lambda: held_out.validate(student))
+        run.finish_step(objective)
 
     if run.is_main:
         conclude(run.folder, student, held_out, before)

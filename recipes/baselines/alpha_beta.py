@@ -65,8 +65,8 @@ def main(config: Config) -> None:
             output = distiller(batch, teacher(batch), coefficients)
             run.backward(output.loss, output.token_losses)
         run.update()
-        run.finish_step(objective)
         run.validate(lambda: held_out.validate(student))
+        run.finish_step(objective)
 
     if run.is_main:
         conclude(run.folder, student, held_out, before)

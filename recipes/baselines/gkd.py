@@ -11,14 +11,13 @@ In --help, [brackets] hold the values of TRL's implementation. Without --student
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gakd import Distiller, JensenShannon, LocalTeacher, demo
+from gakd import Distiller, JensenShannon, demo
 from gakd.cli import start
 from gakd.data import DataConfig, load_data
-from gakd.errors import InputError
 from gakd.evaluation import EvaluationConfig, HeldOut, Sampling, conclude
 from gakd.models import ModelConfig, load_shared_tokenizer, load_student
 from gakd.samplers import Mixture, ModelSampler, dataset_sampler, resample
-from gakd.teachers import load_teacher
+from gakd.teachers import load_reader
 from gakd.training import Run, RunConfig
 
 
@@ -51,9 +50,7 @@ def main(config: Config) -> None:
         tokenizer = load_shared_tokenizer(config.models)
         student = load_student(config.models)
         data = load_data(config.data, tokenizer)
-        teacher = load_teacher(config.models, data, run.teacher_dtype, run.device)
-    if not isinstance(teacher, LocalTeacher):
-        raise InputError("the teacher reads what the student writes, a teacher cache cannot: leave out --teacher-cache")
+        teacher = load_reader(config.models, run.teacher_dtype, run.device)
     held_out = HeldOut(teacher, tokenizer, data, config.evaluation)
 
     # A rank draws responses of its own; whose text a step learns from, all ranks draw alike.
@@ -78,8 +75,8 @@ def main(config: Config) -> None:
         run.note("student_text", own_share)
         run.note("truncated", own_text.truncated * own_share)
         run.update()
-        run.finish_step(objective)
         run.validate(lambda: held_out.validate(student))
+        run.finish_step(objective)
 
     if run.is_main:
         conclude(run.folder, student, held_out, before)
