@@ -134,7 +134,7 @@ class EndpointTeacher:
                 )
                 return _read(await asyncio.wait_for(sent, config.timeout))
             except (openai.APIError, asyncio.TimeoutError, ValueError) as error:
-                problem, passes, wait = _judge(error, config)
+                problem, passes, wait = judge(error, config)
                 unreadable += isinstance(error, ValueError)
             problem = config.redacted(problem)
             now = time.monotonic()
@@ -196,7 +196,7 @@ def _read(answer: Any) -> Response:
     return Response(text, reason, *counts)
 
 
-def _judge(error: Exception, config: EndpointConfig) -> tuple[str, bool, float]:
+def judge(error: Exception, config: EndpointConfig) -> tuple[str, bool, float]:
     """What went wrong, whether it may pass by itself, and the seconds that the server asks to wait, else 0."""
     import openai
 

@@ -49,8 +49,13 @@ LAYERS = {
     "data": {"types", "errors", "cache", "data"},
     "evaluation": {"types", "errors", "functional", "objective", "divergences", "fused", "models", "export"}
     | {"data", "teachers", "evaluation"},
+    "policy_gradient": {"types", "divergences"},
+    "rollouts": {"types", "divergences", "evaluation", "fused", "models", "rewards"},
+    "adaptive_skew": {"rewards"}, "text_discriminator": {"types", "games"},
     "samplers": {"types", "data", "evaluation", "weights"},
+    "replay": {"samplers", "weights"},
     "two_model_samplers": {"evaluation", "models", "samplers", "weights"},
+    "vllm_sampler": {"errors", "endpoint", "endpoint_config", "evaluation", "export", "samplers"},
     "logs": set(), "response_cache": {"errors", "files"}, "endpoint_config": {"errors"},
     "endpoint": {"errors", "data", "logs", "endpoint_config", "response_cache", "evaluation", "teacher_text"},
     "teacher_text": {"errors", "data", "evaluation", "logs", "run_config", "teachers"},

@@ -20,6 +20,7 @@ from gakd.cli import parse
 from tests import recipe_table, tiny
 from tests.recipe_runs import (
     arguments,
+    assert_close,
     assert_identical,
     environment,
     make_material,
@@ -28,7 +29,6 @@ from tests.recipe_runs import (
     run_here,
     run_there,
     scores,
-    weights,
 )
 
 ROOT = recipe_table.ROOT
@@ -39,23 +39,6 @@ RECIPES = {name: recipe_table.RECIPES[name] for name in ("gakd", "sft", "forward
 @pytest.fixture(scope="module")
 def material(tmp_path_factory) -> Path:
     return make_material(tmp_path_factory.mktemp("material"))
-
-
-def assert_close(output: Path, expected: Path, tolerance: float) -> None:
-    """The same weights; and, since Adam and clipping forgive a wrong factor, the same losses and gradient norms at every step."""
-    ours, theirs = weights(output), weights(expected)
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        if ".exp_avg" not in name:
-            torch.testing.assert_close(
-                ours[name], theirs[name], rtol=tolerance, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}"
-            )
-    for row, other in zip(metrics(output), metrics(expected), strict=True):
-        # How much is padding follows from the micro-batches.
-        values, others = (
-            {name: float(cell) for name, cell in cells.items() if cell and name != "padding"} for cells in (row, other)
-        )
-        assert values == pytest.approx(others, rel=5e-3, abs=1e-4)
 
 
 @pytest.fixture(scope="module")

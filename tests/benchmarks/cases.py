@@ -35,12 +35,16 @@ SIZES = {
 STEP = {
     "vocabulary": 32_768, "student_width": 256, "teacher_width": 512, "layers": 4, "batch": 4, "length": 256,
 }  # fmt: skip
-QUICK = {"rows": 32, "length": 16}
+SAMPLING = {  # models of SmolLM2-135M's shape
+    "vocabulary": 49_152, "width": 576, "mlp_width": 1536, "layers": 30, "heads": 9, "key_value_heads": 3,
+    "prompts": 16, "shortest": 16, "longest": 64, "new_tokens": 64,
+}  # fmt: skip
+QUICK = {"rows": 32, "length": 16, "layers": 4, "prompts": 4, "shortest": 4, "longest": 16, "new_tokens": 8}
 
 
 @dataclass(frozen=True)
 class Case:
-    family: str  # token, adversary or step
+    family: str  # token, adversary, step or sampling
     name: str
     reference: str  # what times are divided by
     others: tuple[str, ...]  # implementations beside the reference and "ours"
@@ -61,7 +65,7 @@ class Case:
 
 
 def all_cases() -> list[Case]:
-    return [*_token_cases(), *_adversary_cases(), *_step_cases()]
+    return [*_token_cases(), *_adversary_cases(), *_step_cases(), *_sampling_cases()]
 
 
 def matching(patterns: tuple[str, ...]) -> list[Case]:
@@ -104,4 +108,11 @@ def _step_cases() -> list[Case]:
     return [
         Case("step", f"{share:.0%} supervised", "release", ("ours, cached teacher",), STEP | {"supervised": share})
         for share in (1.0, 0.4)
+    ]
+
+
+def _sampling_cases() -> list[Case]:
+    return [
+        Case("sampling", f"SmolLM2-135M/{sampler}", "one at a time", (), SAMPLING | {"sampler": sampler})
+        for sampler in ("student", "teacher-mixed")
     ]

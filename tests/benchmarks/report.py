@@ -13,11 +13,12 @@ from rich.table import Table
 from tests.benchmarks.cases import LIGER, PLAIN, TORCHTUNE, TRL
 
 PEERS = (*PLAIN, *TORCHTUNE, *TRL, *LIGER)  # the order of columns
-REFERENCES = {"token": "floor", "adversary": "direct", "step": "release"}
+REFERENCES = {"token": "floor", "adversary": "direct", "step": "release", "sampling": "one at a time"}
 TITLES = {
     "token": "Token terms: time / time of just the matrix products, (time / ours), MB beyond inputs and gradients",
     "adversary": "Adversary: time / the direct way, (time / ours), MB beyond inputs and gradients",
     "step": "Whole step: time / the release's step, (time / ours), MB beyond models and optimizers",
+    "sampling": "Sampling: time / one prompt at a time, tokens/s, MB beyond models",
 }
 NORM_TOLERANCE = {"cpu": 5e-3}  # relative; the release's log(x + 1e-9) alone moves it by 1e-3; a GPU computes in bf16
 BF16_TOLERANCE = 3e-2
@@ -79,8 +80,13 @@ def cell(grid: Grid, case: str, implementation: str, line_break: str) -> str:
         time = f"{row['to_reference']:.2f}"
     else:
         time = f"{row['to_reference']:.2f} ({row['to_ours']:.2f})"
-    size = grid.memory.get((case, implementation))
-    return time if size is None else f"{time}{line_break}{size:,.0f} MB"
+    lines = [time]
+    if grid.family == "sampling":
+        written = row["parameters"]["prompts"] * row["parameters"]["new_tokens"]
+        lines.append(f"{written / row['seconds']:,.1f} tokens/s")
+    if (size := grid.memory.get((case, implementation))) is not None:
+        lines.append(f"{size:,.0f} MB")
+    return line_break.join(lines)
 
 
 def disagreements(results: Results) -> list[str]:

@@ -22,7 +22,9 @@ import torch
 
 from tests.benchmarks.work import Work
 
-FAMILIES = {"token": "token_cases", "adversary": "adversary_cases", "step": "step_cases"}
+FAMILIES = {
+    "token": "token_cases", "adversary": "adversary_cases", "step": "step_cases", "sampling": "sampling_cases",
+}  # fmt: skip
 
 
 def main() -> None:
