@@ -91,3 +91,20 @@ def test_the_objective_of_the_three_trains_a_student(names):
         losses.append(float(output.loss.detach()))
     assert losses[-1] < losses[0]
     assert all(torch.isfinite(parameter).all() for parameter in adversarial.parameters())
+
+
+def test_the_chain_of_the_on_policy_page_prints_as_written_and_runs(capsys):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "on-policy.md").read_text(), re.S)
+    (chain,) = [block for block in blocks if "def only_the_unlikely" in block]
+    found = {name: getattr(gakd, name) for name in gakd.__all__}
+    exec(chain, found)
+    assert capsys.readouterr().out == (
+        "TeacherLogRatio(scale=1.0) >> Clip(low=-5, high=5) >> only_the_unlikely >> RewardToGo(gamma=0.9) >> "
+        "Whiten(shift_mean=True)\n"
+    )
+    mask_BT = torch.tensor([[True, True, True], [True, False, False]])
+    rollout = gakd.Rollout(mask_BT, torch.tensor([[-2.0, -0.5, -3.0], [-1.5, 0, 0]]), torch.full((2, 3), -1.0))
+    advantages = found["reward"](rollout)[mask_BT]
+    rewards = [1 + 0.81 * 2, 0.9 * 2, 2.0, 0.5]  # by hand: the likely second token has none of its own
+    expected = torch.tensor(rewards)
+    torch.testing.assert_close(advantages, (expected - expected.mean()) / expected.var(unbiased=False).sqrt())

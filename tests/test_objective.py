@@ -67,6 +67,16 @@ def test_means_divide_token_terms_by_tokens_and_the_rest_by_sequences():
     assert means == {"cross_entropy": 2.0, "game": 1.5, "discriminator_accuracy": 0.5}
 
 
+def test_a_batch_may_be_about_some_terms_only():
+    coefficients = (0.5 * CrossEntropy() + 2 * ReverseKL()).coefficients(0, Counts(40, 4))
+    assert coefficients.only("reverse_kl").terms == {"cross_entropy": 0.0, "reverse_kl": 0.05}
+    assert coefficients.only("reverse_kl")._replace(terms={}) == coefficients._replace(terms={})
+    with pytest.raises(
+        ValueError, match=r"no term is named forward_kl: the objective has \['cross_entropy', 'reverse_kl'\]"
+    ):
+        coefficients.only("forward_kl")
+
+
 def test_bad_objectives_are_refused_with_what_to_do():
     with pytest.raises(ValueError, match="share the name"):
         ReverseKL() + 0.1 * ReverseKL()

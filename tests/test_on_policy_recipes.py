@@ -54,6 +54,17 @@ def test_micro_batches_leave_rollouts_and_advantages_alone(recipe, material, tmp
     assert len(set(column(tmp_path / "two", "policy_gradient").values())) == 3
 
 
+def test_each_term_is_averaged_over_the_text_that_it_is_about(material, tmp_path):
+    """MiniLLM's language modelling in its first step is what recipes of the dataset's text log in theirs."""
+    for recipe in ("minillm", "sft", "forward_kl"):
+        flags = ("--steps", "1", "--evaluate-every", "0")
+        run_here(recipe, *arguments(material, tmp_path / recipe, *flags, recipe=recipe))
+    first = {recipe: metrics(tmp_path / recipe)[0] for recipe in ("minillm", "sft", "forward_kl")}
+    for recipe, term in (("sft", "cross_entropy"), ("forward_kl", "forward_kl")):
+        assert float(first["minillm"][term]) == pytest.approx(float(first[recipe][term]), rel=1e-5)
+    assert int(float(first["minillm"]["tokens"])) > int(float(first["sft"]["tokens"]))
+
+
 def test_gad_takes_the_datasets_text_for_a_teacher_it_does_not_have(material, tmp_path):
     """Black box: no teacher is loaded, the discriminator learns all the same, and the student is moved by its score alone."""
     flags = ("--steps", "12", "--adversarial-start", "6", "--discriminator-learning-rate", "3e-3", "--kl-weight", "0")

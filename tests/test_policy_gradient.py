@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from gakd import Head, ReverseKL, TeacherOutput
+from gakd import CrossEntropy, ForwardKL, Head, ReverseKL, TeacherOutput
 from gakd.fused import token_pass
 from gakd.objective import Term
 from gakd.policy_gradient import KLToReference, PolicyGradient
@@ -202,7 +202,7 @@ def test_an_estimate_from_samples_is_the_exact_gradient_within_its_standard_erro
 
 def test_minillms_two_parts_are_the_whole_gradient():
     """The single-step part in closed form, the rest as a policy gradient: equation 3, exactly."""
-    toy, every = Toy(), torch.arange(13)
+    toy = Toy()
     every = torch.arange(len(toy.texts.texts))
     weights_Y = toy.probs_Y.detach()
     long = toy.gradients(TeacherLogRatio() >> RewardToGo(1) >> SingleStepDecomposition(1), every, weights_Y)
@@ -217,6 +217,19 @@ def test_minillms_two_parts_are_the_whole_gradient():
     assert_close(closed, token_kl_S.detach())
     single = gradient((reach_S * token_kl_S).sum(), toy.student)
     assert_close(long + single, gradient(toy.reverse_kl(), toy.student))
+
+
+def test_minillms_language_modelling_term_has_the_gradient_of_its_release():
+    """`0.5 CE + 0.5 (-sum p log q)`: the teacher's entropy, which forward KL holds, moves nothing."""
+    hidden_NH, head, labels_N, _ = drawn(1.0, weighed=False)
+    teacher = TeacherOutput(normal(ROWS, WIDTH, seed=8), Head(normal(VOCABULARY, WIDTH, seed=9)))
+    ours = token_pass(
+        hidden_NH, head, labels_N, [CrossEntropy(), ForwardKL()], {"cross_entropy": 0.5 / ROWS, "forward_kl": 0.5 / ROWS}, teacher
+    )  # fmt: skip
+    log_q_NV = (hidden_NH @ head.weight.T).log_softmax(-1)
+    soft_N = -(teacher.logits().softmax(-1) * log_q_NV).sum(-1)
+    release = 0.5 * torch.nn.functional.nll_loss(log_q_NV, labels_N) + 0.5 * soft_N.mean()
+    assert_close(*(torch.autograd.grad(loss, [hidden_NH, head.weight]) for loss in (ours.loss, release)))
 
 
 def test_missing_row_values_and_bad_clips_are_refused():
