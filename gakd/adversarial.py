@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from gakd.games import Game, Penalty
 from gakd.objective import Coefficients, Term
 from gakd.readouts import Readout
+from gakd.sharding import inside
 from gakd.types import Batch, StudentOutput, TeacherOutput
 from gakd.weights import Balanced, Weight
 
@@ -47,6 +48,11 @@ class Adversarial(nn.Module, Term):
         self.readout = readout
         self.name = name
         self.balance: Balanced | None = None
+        self._student: tuple[nn.Module, ...] = ()  # a tuple hides the module from registration
+
+    def plays_for(self, student: nn.Module) -> None:
+        """Take in whose head the readout projects: where it is sharded, `flush` needs it whole again."""
+        self._student = (student,)
 
     def weigh(self, weight: Weight) -> None:
         """Take in the weight that the objective gives this term: the state of a balanced one is saved with the adversary's."""
@@ -133,7 +139,10 @@ class Adversarial(nn.Module, Term):
 
     def flush(self) -> None:
         """Bring the step's gradients home to the readout's parameters; call before the discriminator's optimizer steps."""
-        self.readout.flush()
+        if self._student:
+            inside(self._student[0], self.readout.flush)
+        else:
+            self.readout.flush()
 
 
 class GameWatch:

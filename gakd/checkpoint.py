@@ -2,8 +2,8 @@
 
 A checkpoint is a folder `step-N` that appears whole or not at all: it is written under another name, every file is synced,
 and the folder is renamed. Its manifest names the size and hash of each file. Weights are safetensors, the rest is read with
-`weights_only`; nothing of unknown origin is ever unpickled. Only trainable weights are kept: frozen ones are reloaded from
-where they came from.
+`weights_only`; nothing of unknown origin is ever unpickled. Where weights are sharded, each rank writes its part. Only trainable
+weights are kept: frozen ones are reloaded from where they came from.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ import torch
 from lightning_fabric import Fabric
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from gakd.errors import InputError
 from gakd.files import file_digest, sync
+from gakd.sharding import load_own_state, own_part, own_state
 
 MANIFEST = "manifest.json"
 
@@ -46,14 +48,17 @@ def save(
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
     fabric.barrier()
+    sharded = {name for name, module in modules.items() if _sharded(module)}
     torch.save(rng_state(), scratch / f"rng-{fabric.global_rank}.pt")
     for name, thing in states.items():
         torch.save(thing.state_dict(), scratch / f"{name}-{fabric.global_rank}.pt")
-    if fabric.is_global_zero:
-        for name, module in modules.items():
-            save_file(_trainable(module), scratch / f"{name}.safetensors")
-        for name, optimizer in optimizers.items():
-            torch.save(optimizer.state_dict(), scratch / f"{name}.pt")
+    for name, module in modules.items():
+        if name in sharded or fabric.is_global_zero:
+            save_file(_trainable(module), scratch / f"{_part(name, name in sharded, fabric)}.safetensors")
+    for name, optimizer in optimizers.items():
+        cut = name.removesuffix("_optimizer") in sharded
+        if cut or fabric.is_global_zero:
+            torch.save(own_state(optimizer), scratch / f"{_part(name, cut, fabric)}.pt")
     fabric.barrier()
     if fabric.is_global_zero:
         files = sorted(path for path in scratch.iterdir())
@@ -98,8 +103,15 @@ def load(
             f"{path} was written by {manifest['world_size']} processes, this run has {fabric.world_size}: "
             f"resume with the same number of devices"
         )
+    sharded = {name for name, module in modules.items() if _sharded(module)}
     for name, module in modules.items():
-        stored, own = load_file(path / f"{name}.safetensors"), _trainable(module)
+        file = path / f"{_part(name, name in sharded, fabric)}.safetensors"
+        if not file.exists():
+            raise InputError(
+                f"{path} was written {'without' if name in sharded else 'with'} sharded weights: resume with the --strategy that "
+                "it was trained with"
+            )
+        stored, own = load_file(file), _trainable(module)
         if stored.keys() != own.keys():
             differing = sorted(stored.keys() ^ own.keys())
             raise InputError(
@@ -109,7 +121,8 @@ def load(
             for key, tensor in own.items():
                 tensor.copy_(stored[key])
     for name, optimizer in optimizers.items():
-        optimizer.load_state_dict(torch.load(path / f"{name}.pt", weights_only=True, map_location="cpu"))
+        part = _part(name, name.removesuffix("_optimizer") in sharded, fabric)
+        load_own_state(optimizer, torch.load(path / f"{part}.pt", weights_only=True, map_location="cpu"))
     for name, thing in states.items():
         thing.load_state_dict(torch.load(path / f"{name}-{fabric.global_rank}.pt", weights_only=True))
     set_rng_state(torch.load(path / f"rng-{fabric.global_rank}.pt", weights_only=True))
@@ -137,10 +150,21 @@ def set_rng_state(state: dict[str, Any]) -> None:
 
 
 def _trainable(module: nn.Module) -> dict[str, Tensor]:
-    """Trainable parameters, each once (tied ones share a tensor), and buffers that belong to the state."""
-    parameters = {name: parameter.detach() for name, parameter in module.named_parameters() if parameter.requires_grad}
+    """Trainable parameters, each once (tied ones share a tensor), and buffers that belong to the state; this rank's parts."""
+    parameters = {
+        name: own_part(parameter.detach()) for name, parameter in module.named_parameters() if parameter.requires_grad
+    }
     persistent = module.state_dict().keys()
     return parameters | {name: buffer for name, buffer in module.named_buffers() if name in persistent}
+
+
+def _sharded(module: nn.Module) -> bool:
+    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+
+
+def _part(name: str, sharded: bool, fabric: Fabric) -> str:
+    """A file's stem: each rank writes its own of what is cut, rank 0 what all have."""
+    return f"{name}-{fabric.global_rank}" if sharded else name
 
 
 def _steps(folder: Path) -> list[Path]:

@@ -11,8 +11,9 @@ from gakd.adversarial import Adversarial
 from gakd.divergences import CrossEntropy
 from gakd.fused import token_pass, token_values
 from gakd.kernel import Kernel
-from gakd.models import head_of, hidden_rows
+from gakd.models import base_of, head_of, hidden_rows
 from gakd.objective import Coefficients, Objective
+from gakd.sharding import inside
 from gakd.types import Batch, StudentOutput, StudentRows, TeacherOutput, TokenTerm
 from gakd.weights import Balanced
 
@@ -41,12 +42,16 @@ class Distiller(nn.Module):
         for weight, term in objective.terms:
             if isinstance(term, Adversarial):
                 term.weigh(weight)
+                term.plays_for(base_of(student))
             elif isinstance(weight, Balanced):
                 raise ValueError(f"{weight} weighs an adversary against the token terms, got it for {term.name}")
         # A readout's part that is trained to fool the discriminator: it belongs to the student, whose optimizer has it.
         self.student_map = next((term.readout.student_map for term in adversaries), None)
 
     def forward(self, batch: Batch, teacher: TeacherOutput | None, coefficients: Coefficients) -> StudentOutput:
+        return inside(base_of(self.student), self._forward, batch, teacher, coefficients)
+
+    def _forward(self, batch: Batch, teacher: TeacherOutput | None, coefficients: Coefficients) -> StudentOutput:
         hidden_NH = hidden_rows(self.student, batch)
         head = head_of(self.student)
         player = next((term for term in self._adversary if coefficients.terms[term.name] != 0), None)
@@ -76,6 +81,9 @@ class Distiller(nn.Module):
     @torch.no_grad()
     def label_log_probs(self, batch: Batch, teacher: TeacherOutput | None, temperature: float) -> Tensor:
         """The student's log-probabilities of the labels, `[N]`; with a teacher, over the vocabulary that both share."""
+        return inside(base_of(self.student), self._label_log_probs, batch, teacher, temperature)
+
+    def _label_log_probs(self, batch: Batch, teacher: TeacherOutput | None, temperature: float) -> Tensor:
         head, cross_entropy = head_of(self.student), CrossEntropy(temperature, temperature_squared=False)
         if teacher is not None:
             shared = min(head.vocab_size, teacher.head.vocab_size)

@@ -9,17 +9,25 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from torch import nn
-from transformers import PreTrainedTokenizerBase
+from torch import distributed, nn
+from torch.distributed.tensor import DTensor
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 
 def write_folder(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> Path:
     """Write weights (LoRA merged into a copy), config, generation config and tokenizer to `folder`, replacing it.
 
-    Written beside its place and renamed, so that a crash leaves the old folder or the new one, never half of one.
+    Written beside its place and renamed, so that a crash leaves the old folder or the new one, never half of one. A model that
+    is sharded over ranks is gathered on the CPU of rank 0, which writes it; every rank calls this.
     """
     folder = Path(folder)
+    if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        gathered = _gathered(model)
+        if gathered is None:
+            return folder
+        model = gathered
     if hasattr(model, "merge_and_unload"):
         model = copy.deepcopy(model).merge_and_unload()  # type: ignore[operator]
     model.generation_config.eos_token_id = tokenizer.eos_token_id  # type: ignore[union-attr]
@@ -28,6 +36,28 @@ def write_folder(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: s
         model.save_pretrained(scratch)  # type: ignore[operator]
         tokenizer.save_pretrained(scratch)
     return folder
+
+
+def _gathered(model: nn.Module) -> nn.Module | None:
+    """A whole copy of a sharded model on the CPU of rank 0, adapters included; None on the other ranks."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if distributed.get_rank() != 0:
+        return None
+    base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+    copied: Any = AutoModelForCausalLM.from_config(base.config, dtype=next(base.parameters()).dtype)
+    if base is not model:
+        from peft import get_peft_model
+
+        copied = get_peft_model(copied, model.peft_config["default"])  # type: ignore[index]
+    missing, unexpected = copied.load_state_dict(weights, strict=False)
+    tied = {name for name in missing if name.endswith("lm_head.weight") and base.config.tie_word_embeddings}
+    if unexpected or set(missing) - tied:
+        raise RuntimeError(f"a gathered model lacks {sorted(set(missing) - tied)} and has {unexpected} too many")
+    copied.tie_weights()
+    copied.generation_config = base.generation_config
+    return copied.eval()
 
 
 @contextmanager

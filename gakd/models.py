@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -17,6 +18,7 @@ from gakd.cache import cache_dir
 from gakd.errors import InputError
 from gakd.export import write_folder
 from gakd.fingerprints import tokenizer_fingerprint
+from gakd.sharding import inside, shard, whole
 from gakd.teacher_cache import read_manifest
 from gakd.types import Batch, Head
 
@@ -229,7 +231,10 @@ def base_of(model: nn.Module) -> PreTrainedModel:
 
 
 def head_of(model: nn.Module) -> Head:
-    """The output head of a causal language model, with the scale and soft-cap that its configuration names."""
+    """The output head of a causal language model, with the scale and soft-cap that its configuration names.
+
+    Of a model that is sharded over ranks, outside its forward: a gathered copy without gradient, for which every rank asks.
+    """
     base = base_of(model)
     embeddings = base.get_output_embeddings()
     if embeddings is None:
@@ -237,7 +242,8 @@ def head_of(model: nn.Module) -> Head:
     scale = getattr(base.config, "logit_scale", None) or 1.0  # Cohere
     scale = scale / (getattr(base.config, "logits_scaling", None) or 1.0)  # Granite
     softcap = getattr(base.config, "final_logit_softcapping", None)  # Gemma
-    return Head(embeddings.weight, getattr(embeddings, "bias", None), scale, softcap)  # type: ignore[arg-type]
+    bias = getattr(embeddings, "bias", None)
+    return Head(whole(embeddings.weight), None if bias is None else whole(bias), scale, softcap)  # type: ignore[arg-type]
 
 
 def hidden_rows(model: nn.Module, batch: Batch) -> Tensor:
@@ -246,9 +252,18 @@ def hidden_rows(model: nn.Module, batch: Batch) -> Tensor:
     No attention mask: batches are padded on the right, where causal attention lets no token see it. So attention takes
     its fastest path, and nothing asks the device whether there is padding.
     """
-    backbone = base_of(model).base_model
+    return inside(base_of(model), _hidden_rows, base_of(model).base_model, batch)
+
+
+def _hidden_rows(backbone: PreTrainedModel, batch: Batch) -> Tensor:
     hidden_BTH = backbone(input_ids=batch.input_ids, use_cache=False).last_hidden_state
     return hidden_BTH.flatten(0, 1)[batch.rows_N]
+
+
+def shard_model(model: nn.Module, mesh: DeviceMesh) -> None:
+    """Cut a causal language model's weights over the ranks of a mesh, adapters with their layers."""
+    base = base_of(model)
+    shard(base, _decoder_layers(base)[2], mesh)
 
 
 def _converted_wheel_model() -> Path:

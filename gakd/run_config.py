@@ -45,8 +45,8 @@ class RunConfig:
     """Processes per node, one a device."""
     num_nodes: int = 1
     """Nodes, under torchrun or SLURM."""
-    strategy: Literal["auto", "ddp"] = "auto"
-    """How the student is spread over devices."""
+    strategy: Literal["auto", "ddp", "fsdp2"] = "auto"
+    """auto and ddp: each device holds both models whole; fsdp2: their weights are cut over all devices."""
     kernel: Literal["auto", "eager", "compiled"] = "auto"
     """Row-wise part of the token losses; auto: compiled on a GPU, else eager. Compiling takes a minute of the first step."""
     precision: Literal["auto", "32-true", "bf16-mixed", "bf16-true"] = "auto"

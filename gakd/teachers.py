@@ -8,10 +8,20 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from gakd.data import Data
 from gakd.fingerprints import model_files, tokenizer_fingerprint
-from gakd.models import ModelConfig, ModelError, head_of, hidden_rows, load_model, load_tokenizer, local_folder
+from gakd.models import (
+    ModelConfig,
+    ModelError,
+    head_of,
+    hidden_rows,
+    load_model,
+    load_tokenizer,
+    local_folder,
+    shard_model,
+)
 from gakd.teacher_cache import CacheError, TeacherCache
 from gakd.types import Batch, Head, TeacherOutput
 
@@ -21,10 +31,18 @@ class LocalTeacher:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model.eval().requires_grad_(False)
+        self._whole_head: Head | None = None
 
     @property
     def head(self) -> Head:
-        return head_of(self.model)
+        return self._whole_head or head_of(self.model)
+
+    def shard(self, mesh: DeviceMesh, device: torch.device) -> None:
+        """Cut the weights over the ranks of a mesh; each keeps the head whole, which losses read outside the model."""
+        head = head_of(self.model)
+        bias = None if head.bias is None else head.bias.detach().to(device)
+        self._whole_head = head._replace(weight=head.weight.detach().to(device), bias=bias)
+        shard_model(self.model, mesh)
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> TeacherOutput:

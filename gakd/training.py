@@ -13,7 +13,9 @@ from typing import Any, TypeVar, cast
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 
 from gakd import checkpoint
@@ -21,9 +23,12 @@ from gakd.adversarial import GameWatch
 from gakd.data import Data, Windows, collate, split_window
 from gakd.errors import InputError
 from gakd.logs import MetricsLog, ProgressView
+from gakd.models import shard_model
 from gakd.objective import Counts, Objective
 from gakd.run_config import RunConfig
 from gakd.run_folder import claim
+from gakd.sharding import whole
+from gakd.teachers import LocalTeacher
 from gakd.types import Batch
 
 __all__ = ["Run", "RunConfig"]
@@ -42,7 +47,7 @@ class Run:
             accelerator="auto",
             devices=config.devices,
             num_nodes=config.num_nodes,
-            strategy=config.strategy,
+            strategy=_strategy(config),
             precision=precision,
         )
         if (
@@ -53,6 +58,7 @@ class Run:
             raise InputError(
                 f"--batch-size {config.batch_size} is not a multiple of the {self.fabric.world_size} processes that share it"
             )
+        self._sharded = config.strategy == "fsdp2"
         self.teacher_dtype = torch.bfloat16 if on_gpu else torch.float32
         self.step = 0
         self.fabric.seed_everything(config.seed, verbose=False)
@@ -82,6 +88,16 @@ class Run:
         return self.fabric.is_global_zero
 
     @property
+    def evaluates(self) -> bool:
+        """Whether this process runs evaluations: rank 0, and every rank where each holds only a part of the weights."""
+        return self.is_main or self._sharded
+
+    @property
+    def loading_device(self) -> torch.device:
+        """Where a teacher is loaded to: its device, or the CPU where it is yet to be cut."""
+        return torch.device("cpu") if self._sharded else self.device
+
+    @property
     def rank(self) -> int:
         """Of this process among all, from 0."""
         return self.fabric.global_rank
@@ -90,13 +106,17 @@ class Run:
         """A context in which rank 0 goes first: for what writes to a shared cache."""
         return self.fabric.rank_zero_first()
 
-    def setup(self, distiller: nn.Module) -> Any:
-        """Wrap the distiller for its devices and precision, with AdamW over its trainable weights."""
-        trainable = [parameter for parameter in distiller.parameters() if parameter.requires_grad]
+    def setup(self, distiller: nn.Module, teacher: object = None) -> Any:
+        """Wrap the distiller for its devices and precision, with AdamW over its trainable weights; cut the teacher too."""
         config = self.config
-        optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=config.weight_decay)
-        self._wrapped, self._student_optimizer = self.fabric.setup(distiller, optimizer)
+        self._wrapped = self.fabric.setup_module(distiller)
         self._wrapped.mark_forward_method("label_log_probs")
+        if self._sharded and isinstance(teacher, LocalTeacher):
+            teacher.shard(cast(ModelParallelStrategy, self.fabric.strategy).device_mesh["data_parallel"], self.device)
+        # Sharding has put new parameters in place of the old ones.
+        trainable = [parameter for parameter in distiller.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=config.weight_decay)
+        self._student_optimizer = cast(Optimizer, self.fabric.setup_optimizers(optimizer))
         self._modules["student"], self._optimizers["student_optimizer"] = distiller, optimizer
         return self._wrapped
 
@@ -120,13 +140,15 @@ class Run:
         self.step = checkpoint.load(self.fabric, path, self._modules, self._optimizers, self._kept)
 
     def once(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """A result that belongs to the start of the run: computed on rank 0, kept as JSON, read back when resuming."""
+        """A result that belongs to the start of the run: computed where `evaluates`, kept as JSON, read back when resuming."""
         path = self.folder / name
-        if self.is_main and not path.exists():
+        missing = self.fabric.broadcast(not path.exists())  # as rank 0 finds it: the others may look later
+        if missing and self.evaluates:
             result = json.dumps(compute(), indent=2)
-            scratch = path.with_suffix(".tmp")
-            scratch.write_text(result)
-            os.replace(scratch, path)
+            if self.is_main:
+                scratch = path.with_suffix(".tmp")
+                scratch.write_text(result)
+                os.replace(scratch, path)
         self.fabric.barrier()
         return json.loads(path.read_text())
 
@@ -205,11 +227,10 @@ class Run:
         rate = self.learning_rate(self.step)
         for group in self._student_optimizer.param_groups:
             group["lr"] = rate
-        norm = float(
-            self.fabric.clip_gradients(
-                self._wrapped, self._student_optimizer, max_norm=self.config.clip, error_if_nonfinite=False
-            )  # type: ignore[arg-type]
+        clipped = self.fabric.clip_gradients(
+            self._wrapped, self._student_optimizer, max_norm=self.config.clip, error_if_nonfinite=False
         )
+        norm = float(whole(cast(Tensor, clipped)))
         self._refuse_nonfinite("student", norm)
         self._student_optimizer.step()
         self._student_optimizer.zero_grad()
@@ -233,7 +254,7 @@ class Run:
         self._notes["discriminator_gradient_norm"] = norm
 
     def validate(self, compute: Callable[[], dict[str, float]]) -> dict[str, float] | None:
-        """When it is time, `compute` on rank 0, logged as `valid/...` columns; it may use no collective.
+        """When it is time, `compute` where `evaluates`, logged as `valid/...` columns; on one rank it may use no collective.
 
         The scores, on every rank, or None when it is not time. Before `finish_step`, so that a checkpoint holds what they
         change.
@@ -242,9 +263,10 @@ class Run:
         if not every or (step % every and step != self.total):
             return None
         scores: dict[str, float] = {}
-        if self.is_main:
-            started = time.perf_counter()
+        started = time.perf_counter()
+        if self.evaluates:
             scores = compute()
+        if self.is_main:
             self._log.append(step, {f"valid/{name}": value for name, value in scores.items()})
             self._view.pace.pause(time.perf_counter() - started)
         return self.fabric.broadcast(scores)
@@ -320,3 +342,15 @@ class Run:
                 f"the {what}'s gradient norm is {norm} at step {self.step}; summed losses {losses}: "
                 f"lower the learning rate or the term's weight; the last checkpoint is intact"
             )
+
+
+def _strategy(config: RunConfig) -> str | ModelParallelStrategy:
+    """Fabric's strategy; with `fsdp2`, one that cuts each student that is set up over all processes."""
+    if config.strategy != "fsdp2":
+        return config.strategy
+
+    def cut(distiller: nn.Module, mesh: DeviceMesh) -> nn.Module:
+        shard_model(cast(nn.Module, distiller.student), mesh["data_parallel"])
+        return distiller
+
+    return ModelParallelStrategy(cut, data_parallel_size=config.devices * config.num_nodes, tensor_parallel_size=1)

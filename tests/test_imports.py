@@ -34,18 +34,19 @@ LAYERS = {
     "games": set(),
     "rewards": set(),
     "reward_shapers": {"rewards"},
-    "adversarial": {"types", "functional", "objective", "readouts", "discriminators", "games", "weights"},
+    "adversarial": {"types", "functional", "objective", "readouts", "discriminators", "games", "sharding"} | {"weights"},
     "published": {"types", "adversarial"},
     "export": set(),
     "files": set(),
     "fingerprints": {"files"},
     "teacher_cache": {"types", "errors"},
     "cache_writer": {"types", "files", "data", "teacher_cache"},
-    "models": {"types", "errors", "cache", "export", "fingerprints", "teacher_cache"},
+    "sharding": set(),
+    "models": {"types", "errors", "cache", "export", "fingerprints", "sharding", "teacher_cache"},
     "teachers": {"types", "models", "data", "fingerprints", "teacher_cache"},
     "aligned_teacher": {"types", "models", "data"},
     "distiller": {"types", "functional", "objective", "divergences", "fused", "adversarial", "models", "readouts", "kernel"}
-    | {"weights"},
+    | {"sharding", "weights"},
     "data": {"types", "errors", "cache", "data"},
     "evaluation": {"types", "errors", "functional", "objective", "divergences", "fused", "models", "export"}
     | {"data", "teachers", "evaluation"},
@@ -59,7 +60,7 @@ LAYERS = {
     "logs": set(), "response_cache": {"errors", "files"}, "endpoint_config": {"errors"},
     "endpoint": {"errors", "data", "logs", "endpoint_config", "response_cache", "evaluation", "teacher_text"},
     "teacher_text": {"errors", "data", "evaluation", "logs", "run_config", "teachers"},
-    "checkpoint": {"errors", "files"},
+    "checkpoint": {"errors", "files", "sharding"},
     "cli": {"errors"},
 }  # fmt: skip
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))

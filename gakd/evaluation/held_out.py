@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from torch import nn
+from torch import distributed, nn
 from transformers import PreTrainedTokenizerBase
 
 from gakd.data import Data, Example
@@ -69,7 +69,8 @@ class HeldOut:
 
     def scores(self, student: nn.Module) -> dict[str, Any]:
         """Everything on the test split, as JSON: `Evaluation` of the student and, where there is one, of the teacher."""
-        print(f"Evaluating on {len(self.test)} test examples, before training", flush=True)
+        if not distributed.is_initialized() or distributed.get_rank() == 0:
+            print(f"Evaluating on {len(self.test)} test examples, before training", flush=True)
         scores = {"student": asdict(self._evaluate(student))}
         if self.teacher is not None:
             scores["teacher"] = asdict(self._evaluate_teacher(self.teacher))
@@ -111,13 +112,19 @@ def spread(examples: Sequence[Example], count: int) -> list[Example]:
     return [examples[index * len(examples) // count] for index in range(count)]
 
 
-def conclude(folder: Path, student: nn.Module, held_out: HeldOut, before: dict[str, Any]) -> None:
-    """Export the student, evaluate it again, and print and save what changed: tables, completions, curves."""
+def conclude(folder: Path, student: nn.Module, held_out: HeldOut, before: dict[str, Any], main: bool = True) -> None:
+    """Export the student, evaluate it again, and print and save what changed: tables, completions, curves.
+
+    Where the student is sharded every rank calls this, and the `main` one writes and prints.
+    """
     exported = write_folder(student, held_out.tokenizer, folder / "student")
     terminal = Console()
     console = terminal if terminal.is_terminal else Console(width=100)
+    console.quiet = not main
     console.print(f"Evaluating on {len(held_out.test)} test examples, after training")
     after = held_out.after(student)
+    if not main:
+        return
     (folder / "after.json").write_text(json.dumps({"student": asdict(after)}, indent=2))
     evaluations = {"before": Evaluation(**before["student"]), "after": after}
     if "teacher" in before:

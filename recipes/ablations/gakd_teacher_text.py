@@ -80,7 +80,7 @@ def main(config: Config) -> None:
         tokenizer = load_shared_tokenizer(config.models)
         student = load_student(config.models)
         data = load_data(config.data, tokenizer)
-        teacher = load_teacher(config.models, data, run.teacher_dtype, run.device)
+        teacher = load_teacher(config.models, data, run.teacher_dtype, run.loading_device)
         data = data._replace(train=teacher_examples(teacher, tokenizer, data, config.text, config.run))
     held_out = HeldOut(teacher, tokenizer, data, config.evaluation)
 
@@ -96,7 +96,7 @@ def main(config: Config) -> None:
         + config.reverse_kl_weight * ReverseKL()
         + (weight if config.adversarial_share is None else balanced(weight)) * adversarial
     )
-    distiller = run.setup(Distiller(student, objective, kernel=config.run.kernel))
+    distiller = run.setup(Distiller(student, objective, kernel=config.run.kernel), teacher)
     discriminator_optimizer = torch.optim.AdamW(
         adversarial.parameters(), lr=config.discriminator_learning_rate, betas=(0.0, 0.99), weight_decay=0.01
     )
@@ -121,8 +121,8 @@ def main(config: Config) -> None:
         run.validate(lambda: held_out.validate(student))
         run.finish_step(objective)
 
-    if run.is_main:
-        conclude(run.folder, student, held_out, before)
+    if run.evaluates:
+        conclude(run.folder, student, held_out, before, run.is_main)
     run.close()
 
 

@@ -77,7 +77,7 @@ def main(config: Config) -> None:
         tokenizer = load_shared_tokenizer(config.models)
         student = load_student(config.models)
         data = load_data(config.data, tokenizer)
-        teacher = load_teacher(config.models, data, run.teacher_dtype, run.device)
+        teacher = load_teacher(config.models, data, run.teacher_dtype, run.loading_device)
         if not isinstance(teacher, LocalTeacher):
             raise InputError("logits of prompt and padding are read too, a cache has none: leave out --teacher-cache")
         vocab_size = min(head_of(student).vocab_size, teacher.head.vocab_size)
@@ -119,8 +119,8 @@ def main(config: Config) -> None:
         run.validate(lambda: held_out.validate(student))
         run.finish_step(objective)
 
-    if run.is_main:
-        conclude(run.folder, student, held_out, before)
+    if run.evaluates:
+        conclude(run.folder, student, held_out, before, run.is_main)
     run.close()
 
 

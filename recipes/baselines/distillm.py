@@ -62,7 +62,7 @@ def main(config: Config) -> None:
         tokenizer = load_shared_tokenizer(config.models)
         student = load_student(config.models)
         data = load_data(config.data, tokenizer)
-        teacher = load_reader(config.models, run.teacher_dtype, run.device)
+        teacher = load_reader(config.models, run.teacher_dtype, run.loading_device)
     held_out = HeldOut(teacher, tokenizer, data, config.evaluation)
 
     sampling = Sampling(config.student_max_new_tokens, seed=config.run.seed + run.rank)
@@ -74,7 +74,7 @@ def main(config: Config) -> None:
     run.keep("replay", sampler)
 
     objective = 1.0 * (SkewReverseKL if config.direction == "reverse" else SkewForwardKL)(config.alpha)
-    distiller = run.setup(Distiller(student, objective, kernel=config.run.kernel))
+    distiller = run.setup(Distiller(student, objective, kernel=config.run.kernel), teacher)
     before = run.once("before.json", lambda: held_out.scores(student))
     threshold.observe(run.once("start.json", lambda: held_out.validate(student))["cross_entropy"])
     run.restore()
@@ -94,8 +94,8 @@ def main(config: Config) -> None:
             threshold.observe(scores["cross_entropy"])
         run.finish_step(objective)
 
-    if run.is_main:
-        conclude(run.folder, student, held_out, before)
+    if run.evaluates:
+        conclude(run.folder, student, held_out, before, run.is_main)
     run.close()
 
 

@@ -59,7 +59,7 @@ def main(config: Config) -> None:
         tokenizer = load_shared_tokenizer(config.models)
         student = load_student(config.models)
         data = load_data(config.data, tokenizer)
-        teacher = load_reader(config.models, run.teacher_dtype, run.device)
+        teacher = load_reader(config.models, run.teacher_dtype, run.loading_device)
         data = data._replace(train=teacher_examples(teacher, tokenizer, data, config.text, config.run))
     held_out = HeldOut(teacher, tokenizer, data, config.evaluation)
 
@@ -69,7 +69,7 @@ def main(config: Config) -> None:
 
     on_teachers, on_students = SkewForwardKL(config.alpha), SkewReverseKL(config.alpha, detach_mixture=True)
     objective = (lambda step: 1 - shift(step)) * on_teachers + (lambda step: 1 + shift(step)) * on_students
-    distiller = run.setup(Distiller(student, objective, kernel=config.run.kernel))
+    distiller = run.setup(Distiller(student, objective, kernel=config.run.kernel), teacher)
     before = run.once("before.json", lambda: held_out.scores(student))
     run.restore()
 
@@ -95,8 +95,8 @@ def main(config: Config) -> None:
         run.validate(lambda: held_out.validate(student))
         run.finish_step(objective)
 
-    if run.is_main:
-        conclude(run.folder, student, held_out, before)
+    if run.evaluates:
+        conclude(run.folder, student, held_out, before, run.is_main)
     run.close()
 
 

@@ -76,7 +76,7 @@ def main(config: Config) -> None:
         data = load_data(config.data, tokenizer)
         teacher = None
         if config.models.teacher is not None:
-            teacher = load_reader(config.models, run.teacher_dtype, run.device)
+            teacher = load_reader(config.models, run.teacher_dtype, run.loading_device)
             data = data._replace(train=teacher_examples(teacher, tokenizer, data, config.text, config.run))
         backbone = load_backbone(config.discriminator, config.discriminator_layers, attention="sdpa")
     held_out = HeldOut(teacher, tokenizer, data, config.evaluation)
@@ -92,7 +92,7 @@ def main(config: Config) -> None:
     fine_tuning = stepwise({0: 1.0, begin: 0.0}) if begin else 0.0
     policy, near = PolicyGradient(config.clip_ratio, temperature), KLToReference(temperature)
     objective = fine_tuning * CrossEntropy() + ramp(1.0, begin) * policy + ramp(config.kl_weight, begin) * near
-    distiller = run.setup(Distiller(student, objective, kernel=config.run.kernel))
+    distiller = run.setup(Distiller(student, objective, kernel=config.run.kernel), teacher)
     before = run.once("before.json", lambda: held_out.scores(student))
     run.restore()
 
@@ -121,8 +121,8 @@ def main(config: Config) -> None:
         run.validate(lambda: held_out.validate(student))
         run.finish_step(objective)
 
-    if run.is_main:
-        conclude(run.folder, student, held_out, before)
+    if run.evaluates:
+        conclude(run.folder, student, held_out, before, run.is_main)
     run.close()
 
 

@@ -64,7 +64,7 @@ def main(config: Config) -> None:
         tokenizer = load_shared_tokenizer(config.models)
         student = load_student(config.models)
         data = load_data(config.data, tokenizer)
-        teacher = load_reader(config.models, run.teacher_dtype, run.device)
+        teacher = load_reader(config.models, run.teacher_dtype, run.loading_device)
     held_out = HeldOut(teacher, tokenizer, data, config.evaluation)
 
     sampling = Sampling(config.student_max_new_tokens, seed=config.run.seed + run.rank)
@@ -77,7 +77,7 @@ def main(config: Config) -> None:
 
     half = config.language_weight / 2
     objective = PolicyGradient(config.clip_ratio) + ReverseKL() + half * CrossEntropy() + half * ForwardKL()
-    distiller = run.setup(Distiller(student, objective, kernel=config.run.kernel))
+    distiller = run.setup(Distiller(student, objective, kernel=config.run.kernel), teacher)
     before = run.once("before.json", lambda: held_out.scores(student))
     run.restore()
 
@@ -102,8 +102,8 @@ def main(config: Config) -> None:
         run.validate(lambda: held_out.validate(student))
         run.finish_step(objective)
 
-    if run.is_main:
-        conclude(run.folder, student, held_out, before)
+    if run.evaluates:
+        conclude(run.folder, student, held_out, before, run.is_main)
     run.close()
 
 

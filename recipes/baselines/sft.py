@@ -36,11 +36,11 @@ def main(config: Config) -> None:
         student = load_student(config.models)
         data = load_data(config.data, tokenizer)
         compared = config.models.teacher or config.models.teacher_cache
-        teacher = load_teacher(config.models, data, run.teacher_dtype, run.device) if compared else None
+        teacher = load_teacher(config.models, data, run.teacher_dtype, run.loading_device) if compared else None
     held_out = HeldOut(teacher, tokenizer, data, config.evaluation)
 
     objective = 1.0 * CrossEntropy()
-    distiller = run.setup(Distiller(student, objective, kernel=config.run.kernel))
+    distiller = run.setup(Distiller(student, objective, kernel=config.run.kernel), teacher)
     before = run.once("before.json", lambda: held_out.scores(student))
     run.restore()
 
@@ -54,8 +54,8 @@ def main(config: Config) -> None:
         run.validate(lambda: held_out.validate(student))
         run.finish_step(objective)
 
-    if run.is_main:
-        conclude(run.folder, student, held_out, before)
+    if run.evaluates:
+        conclude(run.folder, student, held_out, before, run.is_main)
     run.close()
 
 

@@ -45,12 +45,12 @@ def main(config: Config) -> None:
         tokenizer = load_shared_tokenizer(config.models)
         student = load_student(config.models)
         data = load_data(config.data, tokenizer)
-        teacher = load_teacher(config.models, data, run.teacher_dtype, run.device)
+        teacher = load_teacher(config.models, data, run.teacher_dtype, run.loading_device)
     held_out = HeldOut(teacher, tokenizer, data, config.evaluation)
 
     divergence = SkewForwardKL(config.alpha)
     objective = config.cross_entropy_weight * CrossEntropy() + config.skew_forward_kl_weight * divergence
-    distiller = run.setup(Distiller(student, objective, kernel=config.run.kernel))
+    distiller = run.setup(Distiller(student, objective, kernel=config.run.kernel), teacher)
     before = run.once("before.json", lambda: held_out.scores(student))
     run.restore()
 
@@ -64,8 +64,8 @@ def main(config: Config) -> None:
         run.validate(lambda: held_out.validate(student))
         run.finish_step(objective)
 
-    if run.is_main:
-        conclude(run.folder, student, held_out, before)
+    if run.evaluates:
+        conclude(run.folder, student, held_out, before, run.is_main)
     run.close()
 
 

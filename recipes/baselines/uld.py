@@ -45,13 +45,13 @@ def main(config: Config) -> None:
         tokenizer = load_tokenizer(config.models.student)
         student = load_student(config.models)
         data = load_data(config.data, tokenizer)
-        teacher = load_aligned_teacher(config.models, data, tokenizer, run.teacher_dtype, run.device)
+        teacher = load_aligned_teacher(config.models, data, tokenizer, run.teacher_dtype, run.loading_device)
     held_out = HeldOut(None, tokenizer, data, config.evaluation)
     if run.is_main:
         print(f"The teacher speaks about {teacher.aligned_share:.1%} of the student's response tokens", flush=True)
 
     objective = config.cross_entropy_weight * CrossEntropy() + config.universal_logit_weight * UniversalLogit()
-    distiller = run.setup(Distiller(student, objective, kernel=config.run.kernel))
+    distiller = run.setup(Distiller(student, objective, kernel=config.run.kernel), teacher)
     before = run.once("before.json", lambda: held_out.scores(student))
     run.restore()
 
@@ -65,8 +65,8 @@ def main(config: Config) -> None:
         run.validate(lambda: held_out.validate(student))
         run.finish_step(objective)
 
-    if run.is_main:
-        conclude(run.folder, student, held_out, before)
+    if run.evaluates:
+        conclude(run.folder, student, held_out, before, run.is_main)
     run.close()
 
 
