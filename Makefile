@@ -15,7 +15,7 @@ demo: $(VENV)/demo.installed  ## distil SmolLM2-135M-Instruct into its own every
 	$(RUN) recipes/gakd.py --output-dir runs/demo
 
 test: $(VENV)/test.installed  ## all tests
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist worksteal
 
 check: lint types test  ## what CI runs
 

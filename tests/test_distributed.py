@@ -1,0 +1,93 @@
+"""Two processes give what one gives, whole on each (DDP) or cut over both (FSDP2): losses, gradients, games, exports, resumes."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.recipe_runs import arguments, assert_identical, make_material, metrics, run_here, run_there, scores
+
+STRATEGIES = ("ddp", "fsdp2")
+# What the student writes is then the same however it is dealt to ranks, which draw random numbers of their own.
+GREEDY = ("--student-text", "0.7", "--student-temperature", "0")
+# Dropout too is drawn by each rank for itself.
+LORA = ("--lora-rank", "16", "--lora-dropout", "0")
+CASES = {"gakd": ("gakd", ()), "gakd with LoRA": ("gakd", LORA), "gkd": ("gkd", GREEDY)}
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory) -> Path:
+    return make_material(tmp_path_factory.mktemp("material"), longest=40)  # from 4 to 42 tokens: very uneven masks
+
+
+@pytest.fixture(scope="module", params=CASES)
+def alone(request, material, tmp_path_factory) -> tuple[str, tuple[str, ...], Path]:
+    """A recipe, its flags, and the folder of its run in one process."""
+    recipe, flags = CASES[request.param]
+    output = tmp_path_factory.mktemp("alone") / "run"
+    run_here(recipe, *arguments(material, output, "--steps", "5", *flags, recipe=recipe))
+    return recipe, flags, output
+
+
+def on_two(recipe: str, material: Path, output: Path, strategy: str, *flags: str) -> Path:
+    given = arguments(
+        material, output, "--steps", "5", "--micro-batch-size", "2", "--devices", "2", *flags, recipe=recipe
+    )
+    result = run_there(recipe, *given, "--strategy", strategy)
+    assert result.returncode == 0, result.stderr[-3000:]
+    return output
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_two_processes_give_what_one_gives(alone, strategy, material, tmp_path):
+    """Four micro-batches of two against two of four. Adam forgives a wrong factor: losses and gradient norms must agree too."""
+    recipe, flags, expected = alone
+    output = on_two(recipe, material, tmp_path / "run", strategy, *flags)
+    found, wanted = (load_file(folder / "student" / "model.safetensors") for folder in (output, expected))
+    assert found.keys() == wanted.keys()
+    for name in wanted:
+        torch.testing.assert_close(found[name], wanted[name], rtol=1e-4, atol=1e-5)
+    for row, other in zip(metrics(output), metrics(expected), strict=True):
+        ours, theirs = (
+            {key: float(cell) for key, cell in cells.items() if cell and key != "padding"} for cells in (row, other)
+        )
+        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-6)
+    if recipe == "gakd":
+        found, wanted = (
+            load_file(folder / "checkpoints/step-5/adversarial.safetensors") for folder in (output, expected)
+        )
+        for name in wanted:
+            torch.testing.assert_close(found[name], wanted[name], rtol=1e-4, atol=1e-5)
+    for when in ("before", "after"):
+        ours, theirs = (scores(folder, when) for folder in (output, expected))
+        assert ours["predictions"] == theirs["predictions"]
+        assert ours["reverse_kl"] == pytest.approx(theirs["reverse_kl"], rel=1e-4)
+
+
+def test_a_sharded_run_resumes_bit_for_bit_and_not_as_another_kind(material, tmp_path):
+    straight, taken_up = tmp_path / "straight", tmp_path / "taken up"
+    on_two("gakd", material, straight, "fsdp2")  # saves at steps 2, 4 and 5
+    shutil.copytree(straight, taken_up)
+    for name in ("checkpoints/step-5", "student"):
+        shutil.rmtree(taken_up / name)
+    parts = [load_file(taken_up / "checkpoints/step-4" / f"student-{rank}.safetensors") for rank in (0, 1)]
+    assert all(parts[0][name].shape[0] <= 272 // 2 for name in parts[0])
+    on_two("gakd", material, taken_up, "fsdp2", "--resume")
+    assert_identical(taken_up, straight)
+
+    given = arguments(material, straight, "--steps", "5", "--micro-batch-size", "2", "--devices", "2", "--resume")
+    result = run_there("gakd", *given, "--strategy", "ddp")
+    assert result.returncode != 0
+    assert "strategy was fsdp2, is ddp" in result.stderr
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_sharded_weights_low_precision_and_recomputed_activations_go_together(precision, material, tmp_path):
+    flags = ("--precision", precision, "--activation-checkpointing", "--cross-entropy-weight", "1")
+    output = on_two("gakd", material, tmp_path / "run", "fsdp2", *flags)
+    losses = [float(row["cross_entropy"]) for row in metrics(output) if row["cross_entropy"]]
+    assert losses[-1] < losses[0]
