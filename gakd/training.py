@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 from gakd import checkpoint
 from gakd.adversarial import GameWatch
 from gakd.data import Data, Windows, collate, split_window
+from gakd.distiller import Distiller
 from gakd.errors import InputError
 from gakd.logs import MetricsLog, ProgressView
 from gakd.models import shard_model
@@ -110,7 +111,8 @@ class Run:
         """Wrap the distiller for its devices and precision, with AdamW over its trainable weights; cut the teacher too."""
         config = self.config
         self._wrapped = self.fabric.setup_module(distiller)
-        self._wrapped.mark_forward_method("label_log_probs")
+        if isinstance(distiller, Distiller):
+            self._wrapped.mark_forward_method(distiller.label_log_probs)
         if self._sharded and isinstance(teacher, LocalTeacher):
             teacher.shard(cast(ModelParallelStrategy, self.fabric.strategy).device_mesh["data_parallel"], self.device)
         # Sharding has put new parameters in place of the old ones.

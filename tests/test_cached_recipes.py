@@ -13,20 +13,19 @@ import pytest
 import torch
 
 from gakd.teacher_cache import CacheError
-from tests.test_recipes import (
-    RECIPES,
-    arguments,
-    material,  # noqa: F401  (a fixture)
-    metrics,
-    run_here,
-    run_there,
-    weights,
-)
+from tests.recipe_runs import arguments, make_material, metrics, run_here, run_there, weights
 from tests.test_tools import ENVIRONMENT, command, run
+
+RECIPES = ("gakd", "sft", "forward_kl", "reverse_kl", "jensen_shannon")
 
 
 @pytest.fixture(scope="module")
-def cached(material, tmp_path_factory) -> Path:  # noqa: F811
+def material(tmp_path_factory) -> Path:
+    return make_material(tmp_path_factory.mktemp("material"))
+
+
+@pytest.fixture(scope="module")
+def cached(material, tmp_path_factory) -> Path:
     """Student, data, a cache, and a teacher without weights: nothing here can load it."""
     folder = tmp_path_factory.mktemp("cached")
     shutil.copytree(material, folder, dirs_exist_ok=True)
@@ -53,7 +52,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_a_killed_cache_goes_on_and_has_the_same_bytes(material, cached, tmp_path):  # noqa: F811
+def test_a_killed_cache_goes_on_and_has_the_same_bytes(material, cached, tmp_path):
     killed = tmp_path / "killed"
     begin = command("cache_teacher", *cache_arguments(material), "--output", killed)
     process = subprocess.Popen(begin, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
@@ -77,7 +76,7 @@ def test_a_killed_cache_goes_on_and_has_the_same_bytes(material, cached, tmp_pat
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_recipe_runs_from_the_cache_as_with_the_teacher(recipe, material, cached, tmp_path):  # noqa: F811
+def test_a_recipe_runs_from_the_cache_as_with_the_teacher(recipe, material, cached, tmp_path):
     live = ["--teacher", str(material / "teacher")]
     run_here(recipe, *arguments(material, tmp_path / "live", *live, recipe=recipe))
     run_here(recipe, *from_cache(cached, tmp_path / "cached", recipe=recipe))
