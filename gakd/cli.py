@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -9,7 +10,7 @@ from typing import TypeVar
 
 import tyro
 
-from gakd.errors import InputError
+from gakd.errors import InputError, RunError
 
 Config = TypeVar("Config")
 
@@ -20,7 +21,7 @@ def start(main: Callable[[Config], None], paper: Config, demo: Config, descripti
 
 
 def run(main: Callable[[Config], None], config: Config) -> None:
-    """Run `main`; bad input ends with its one line and exit status 2, and warnings take one line each."""
+    """Run `main`; bad input ends with its one line and exit status 2, a broken run with 1; warnings take one line each."""
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
     warnings.simplefilter("ignore", FutureWarning)  # from one library about another: nothing a user could act on
     try:
@@ -28,6 +29,14 @@ def run(main: Callable[[Config], None], config: Config) -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except RunError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"error: {error}: make room, then run again; a training run with --resume", file=sys.stderr)
+        sys.exit(1)
 
 
 def parse(paper: Config, demo: Config, description: str | None, arguments: Sequence[str] | None = None) -> Config:

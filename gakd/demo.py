@@ -15,7 +15,7 @@ MODELS = ModelConfig(
 )
 DATA = DataConfig(dataset="docstrings", max_length=160, max_prompt_length=88)
 TEACHER_TEXT = TeacherTextConfig(teacher_max_new_tokens=40, generation_batch_size=32)
-EVALUATION = EvaluationConfig(examples=48, text_examples=32, max_new_tokens=40)
+EVALUATION = EvaluationConfig(examples=48, text_examples=32, valid_text_examples=8, max_new_tokens=40)
 
 
 def run_config(output_dir: str) -> RunConfig:

@@ -40,7 +40,11 @@ class RunConfig:
     save_every: int = 200
     """Steps between checkpoints; 0 for one at the end only."""
     keep_checkpoints: int = 2
-    """Newest checkpoints that are kept."""
+    """Newest checkpoints that are kept, beside the one of the highest validation ROUGE-L."""
+    export: Literal["last", "best"] = "last"
+    """Student that is evaluated and exported at the end: of the last step, or of the highest validation ROUGE-L."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """At a loss or gradient that is not finite: stop, with the step kept in nonfinite/; or leave the step out."""
     devices: int = 1
     """Processes per node, one a device."""
     num_nodes: int = 1

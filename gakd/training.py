@@ -7,28 +7,29 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
-from lightning_fabric import Fabric
 from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
 from torch.optim import Optimizer
 
 from gakd import checkpoint
 from gakd.adversarial import GameWatch
 from gakd.data import Data, Windows, collate, split_window
 from gakd.distiller import Distiller
-from gakd.errors import InputError
+from gakd.guard import Guard
+from gakd.interruptions import EXIT_STATUS, Interruptions
+from gakd.launch import launch
 from gakd.logs import MetricsLog, ProgressView
-from gakd.models import shard_model
 from gakd.objective import Counts, Objective
+from gakd.run_checkpoints import RunCheckpoints
 from gakd.run_config import RunConfig
 from gakd.run_folder import claim
 from gakd.sharding import whole
+from gakd.step_record import StepRecord
 from gakd.teachers import LocalTeacher
 from gakd.types import Batch
 
@@ -42,31 +43,14 @@ class Run:
 
     def __init__(self, config: RunConfig, recipe_config: Any) -> None:
         self.config = config
-        on_gpu = torch.cuda.is_available()
-        precision = config.precision if config.precision != "auto" else ("bf16-mixed" if on_gpu else "32-true")
-        self.fabric = Fabric(
-            accelerator="auto",
-            devices=config.devices,
-            num_nodes=config.num_nodes,
-            strategy=_strategy(config),
-            precision=precision,
-        )
-        if (
-            os.environ.get("LT_CLI_USED") != "1"
-        ):  # `fabric run` has launched the processes itself, and refuses a second time
-            self.fabric.launch()
-        if config.batch_size % self.fabric.world_size:
-            raise InputError(
-                f"--batch-size {config.batch_size} is not a multiple of the {self.fabric.world_size} processes that share it"
-            )
+        self.fabric = launch(config)
         self._sharded = config.strategy == "fsdp2"
-        self.teacher_dtype = torch.bfloat16 if on_gpu else torch.float32
+        self.teacher_dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
         self.step = 0
         self.fabric.seed_everything(config.seed, verbose=False)
-        self._modules: dict[str, nn.Module] = {}
-        self._optimizers: dict[str, Optimizer] = {}
-        self._kept: dict[str, checkpoint.Stateful] = {}
-        self._sums: dict[str, Tensor] = {}
+        self._checkpoints = RunCheckpoints(self.fabric, self.folder, config.keep_checkpoints, config.export)
+        self._record = StepRecord()
+        self._guard = Guard(config.on_nonfinite, self._record, self._keep_step)
         self._counts: dict[tuple[str, ...], Counts] = {}  # names of terms -> counts of the window that they are about
         self._read, self._positions = 0, 0
         self._game = GameWatch()
@@ -119,7 +103,7 @@ class Run:
         trainable = [parameter for parameter in distiller.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=config.weight_decay)
         self._student_optimizer = cast(Optimizer, self.fabric.setup_optimizers(optimizer))
-        self._modules["student"], self._optimizers["student_optimizer"] = distiller, optimizer
+        self._take_in("student", distiller, optimizer)
         return self._wrapped
 
     def setup_replicated(self, name: str, module: nn.Module, optimizer: Optimizer) -> None:
@@ -127,19 +111,22 @@ class Run:
         module.to(self.fabric.device)
         for tensor in [*module.parameters(), *module.buffers()]:
             tensor.data.copy_(self.fabric.broadcast(tensor.data))
-        self._modules[name], self._optimizers[f"{name}_optimizer"] = module, optimizer
+        self._take_in(name, module, optimizer)
+
+    def _take_in(self, name: str, module: nn.Module, optimizer: Optimizer) -> None:
+        self._checkpoints.modules[name], self._checkpoints.optimizers[f"{name}_optimizer"] = module, optimizer
 
     def keep(self, name: str, thing: checkpoint.Stateful) -> None:
         """Save a rank's own state beside the weights, and restore it: a sampler's buffer, a threshold."""
-        self._kept[name] = thing
+        self._checkpoints.states[name] = thing
 
     def restore(self) -> None:
         """Continue from the newest checkpoint if `--resume` asks for it; else give each rank its own dropout."""
-        path = checkpoint.newest(self.folder / "checkpoints") if self.config.resume else None
-        if path is None:
+        step = self._checkpoints.resume() if self.config.resume else None
+        if step is None:
             torch.manual_seed(self.config.seed + self.fabric.global_rank)
-            return
-        self.step = checkpoint.load(self.fabric, path, self._modules, self._optimizers, self._kept)
+        else:
+            self.step = step
 
     def once(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """A result that belongs to the start of the run: computed where `evaluates`, kept as JSON, read back when resuming."""
@@ -172,7 +159,7 @@ class Run:
         if self.is_main:
             self._log = MetricsLog(self.folder / "metrics.csv", self.step)
         self._view = ProgressView(self.total, self.step, self.is_main)
-        try:
+        with Interruptions() as self._interruptions, closing(self._view):
             while self.step < self.total:
                 groups = split_window(
                     windows.at(self.step),
@@ -181,11 +168,12 @@ class Run:
                     self.fabric.global_rank,
                     self.fabric.world_size,
                 )
-                yield [
-                    collate([examples[i] for i in group], data.pad_token_id).to(self.fabric.device) for group in groups
-                ]
-        finally:
-            self._view.close()
+                chosen = [[examples[i] for i in group] for group in groups]
+                window = [collate(group, data.pad_token_id).to(self.device) for group in chosen]
+                self._record.begin_step(window, [tuple(example.row.where for example in group) for group in chosen])
+                self._random_state = checkpoint.rng_state()
+                yield window
+        self._checkpoints.finish_run()
 
     @contextmanager
     def inference(self) -> Iterator[None]:
@@ -211,21 +199,21 @@ class Run:
     def micro_batches(self, window: Sequence[MicroBatch]) -> Iterator[MicroBatch]:
         """Each micro-batch of an update; gradients are exchanged between ranks with the last one only."""
         for index, batch in enumerate(window):
+            self._record.begin(batch)
             with self.fabric.no_backward_sync(self._wrapped, enabled=index < len(window) - 1):
                 yield batch
 
     def backward(self, loss: Tensor, losses: dict[str, Tensor]) -> None:
         """Backward through the wrapper, and keep the unreduced losses for the log, without a device sync."""
         self.fabric.backward(loss)
-        for name, values in losses.items():
-            self._sums[name] = self._sums.get(name, values.new_zeros(())) + values.sum()
+        self._record.add(losses)
 
     def note(self, name: str, value: float) -> None:
         """A number of this rank's step, for the log as the mean over ranks, each of which must call it."""
         self._own_notes[name] = value
 
     def update(self) -> None:
-        """Clip, step and clear the student; FloatingPointError, before any weight changes, where the gradient is not finite."""
+        """Clip, step and clear the student; where a loss or the gradient is not finite, what `--on-nonfinite` says."""
         rate = self.learning_rate(self.step)
         for group in self._student_optimizer.param_groups:
             group["lr"] = rate
@@ -233,14 +221,15 @@ class Run:
             self._wrapped, self._student_optimizer, max_norm=self.config.clip, error_if_nonfinite=False
         )
         norm = float(whole(cast(Tensor, clipped)))
-        self._refuse_nonfinite("student", norm)
-        self._student_optimizer.step()
+        if self._is_finite("student", norm):
+            self._student_optimizer.step()
         self._student_optimizer.zero_grad()
         self._notes |= {"gradient_norm": norm, "learning_rate": rate}
 
     def update_replicated(self, name: str, clip: float | None = None) -> None:
         """Sum a replicated module's gradients over ranks, clip, step and clear it; nothing where it has no gradient."""
-        module, optimizer = self._modules[name], self._optimizers[f"{name}_optimizer"]
+        module = self._checkpoints.modules[name]
+        optimizer = self._checkpoints.optimizers[f"{name}_optimizer"]
         gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
         if not gradients:
             return
@@ -248,10 +237,10 @@ class Run:
             gradient.copy_(self.over_ranks(gradient))
         total_norm = torch.nn.utils.get_total_norm(gradients)
         norm = float(total_norm)
-        self._refuse_nonfinite(name, norm)
-        if clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(module.parameters(), clip, total_norm)
-        optimizer.step()
+        if self._is_finite(name, norm):
+            if clip is not None:
+                torch.nn.utils.clip_grads_with_norm_(module.parameters(), clip, total_norm)
+            optimizer.step()
         optimizer.zero_grad()
         self._notes["discriminator_gradient_norm"] = norm
 
@@ -271,10 +260,12 @@ class Run:
         if self.is_main:
             self._log.append(step, {f"valid/{name}": value for name, value in scores.items()})
             self._view.pace.pause(time.perf_counter() - started)
-        return self.fabric.broadcast(scores)
+        scores = self.fabric.broadcast(scores)
+        self._checkpoints.observe(scores)
+        return scores
 
     def finish_step(self, objective: Objective) -> None:
-        """Count the step, log its means, save when it is time."""
+        """Count the step, log its means, save when it is time, leave where a signal asks for it (exit status 75)."""
         means = self._means(objective)
         self._notes |= objective.finish_step(self.over_ranks)
         if self._own_notes:
@@ -291,15 +282,23 @@ class Run:
             if self._view.pace.steps > 1:
                 row["tokens_per_second"] = self._view.pace.tokens_per_second()
             self._log.append(self.step, row)
-        self._sums, self._counts, self._notes, self._own_notes = {}, {}, {}, {}
+        self._counts, self._notes, self._own_notes = {}, {}, {}
         self._read, self._positions = 0, 0
-        last = self.step == self.total
-        if last or (self.config.save_every and self.step % self.config.save_every == 0):
-            self.save()
+        best, asked = self._checkpoints.is_best(), self._asked_to_leave()
+        every = self.config.save_every
+        if asked or best or self.step == self.total or (every and self.step % every == 0):
+            self._checkpoints.save(self.step)
+        self._checkpoints.finish_step()
+        if asked:
+            self._view.say(
+                f"{asked}: saved step {self.step}, leaving; the same command with --resume goes on from there"
+            )
+            self.close()
+            raise SystemExit(EXIT_STATUS)
 
     def _means(self, objective: Objective) -> dict[str, float]:
         """What the step's losses are over all ranks, each per token or sequence of its own window."""
-        sums = {name: float(self.over_ranks(total)) for name, total in self._sums.items()}
+        sums = {name: float(self.over_ranks(total)) for name, total in self._record.sums().items()}
         named = {name for names in self._counts for name in names}
         means: dict[str, float] = {}
         for names, counts in self._counts.items():
@@ -307,15 +306,25 @@ class Run:
             means |= objective.means(about, counts)
         return means
 
-    def save(self) -> None:
-        checkpoint.save(
-            self.fabric,
-            self.folder / "checkpoints",
-            self.step,
-            self._modules,
-            self._optimizers,
-            self._kept,
-            self.config.keep_checkpoints,
+    def _keep_step(self) -> Path:
+        return self._checkpoints.keep_step(self.step, self._record, self._random_state)
+
+    def _is_finite(self, whose: str, norm: float) -> bool:
+        """Whether an update may be made; the guard has spoken where it may not."""
+        broken = not (math.isfinite(norm) and self._record.is_finite())
+        if not self._on_any_rank(broken):
+            return True
+        self._view.say(f"warning: {self._guard.refuse(whose, norm, self.step)}")
+        return False
+
+    def _asked_to_leave(self) -> str | None:
+        """The signal that any rank was sent."""
+        received = self._interruptions.received
+        return (received or "a signal to another process") if self._on_any_rank(received is not None) else None
+
+    def _on_any_rank(self, own: bool) -> bool:
+        return (
+            bool(self.over_ranks(torch.tensor(float(own), device=self.device))) if self.fabric.world_size > 1 else own
         )
 
     def learning_rate(self, step: int) -> float:
@@ -336,23 +345,3 @@ class Run:
     def over_ranks(self, own: Tensor) -> Tensor:
         """The sum of a tensor over all ranks."""
         return cast(Tensor, self.fabric.all_reduce(own, reduce_op="sum"))
-
-    def _refuse_nonfinite(self, what: str, norm: float) -> None:
-        if not math.isfinite(norm):
-            losses = {name: float(total) for name, total in self._sums.items()}
-            raise FloatingPointError(
-                f"the {what}'s gradient norm is {norm} at step {self.step}; summed losses {losses}: "
-                f"lower the learning rate or the term's weight; the last checkpoint is intact"
-            )
-
-
-def _strategy(config: RunConfig) -> str | ModelParallelStrategy:
-    """Fabric's strategy; with `fsdp2`, one that cuts each student that is set up over all processes."""
-    if config.strategy != "fsdp2":
-        return config.strategy
-
-    def cut(distiller: nn.Module, mesh: DeviceMesh) -> nn.Module:
-        shard_model(cast(nn.Module, distiller.student), mesh["data_parallel"])
-        return distiller
-
-    return ModelParallelStrategy(cut, data_parallel_size=config.devices * config.num_nodes, tensor_parallel_size=1)

@@ -10,6 +10,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -91,6 +92,21 @@ def run_there(
 ) -> subprocess.CompletedProcess[str]:
     command = [*(launcher or (sys.executable,)), os.path.relpath(RECIPES[recipe], cwd), *flags]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment(), check=False)
+
+
+def signalled(recipe: str, output: Path, flags: list[str], number: int, rows: int) -> tuple[int, str]:
+    """A run that is sent a signal once its metrics hold so many rows: its exit status, and what it printed."""
+    command = [sys.executable, str(RECIPES[recipe]), *flags]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, text=True, cwd=ROOT, env=environment())
+    deadline, path = time.monotonic() + 600, output / "metrics.csv"
+    while process.poll() is None and time.monotonic() < deadline:
+        if path.exists() and len(path.read_text().splitlines()) > rows:
+            process.send_signal(number)
+            break
+        time.sleep(0.005)
+    printed = process.communicate(timeout=600)[0]
+    return process.returncode, printed
 
 
 def environment() -> dict[str, str]:

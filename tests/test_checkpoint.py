@@ -12,6 +12,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from gakd import checkpoint
+from gakd.errors import RunError
 
 
 @pytest.fixture
@@ -76,11 +77,11 @@ def test_resume_continues_bit_for_bit(fabric, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(bits(module, optimizer), expected, strict=True))
 
 
-def saved(fabric, folder, steps, keep=10):
+def saved(fabric, folder, steps, keep=10, scores=()):
     module, optimizer = build()
     train(module, optimizer, 1)
-    for step in steps:
-        checkpoint.save(fabric, folder, step, {"student": module}, {"adam": optimizer}, {}, keep)
+    for step, score in zip(steps, scores or [None] * len(steps), strict=True):
+        checkpoint.save(fabric, folder, step, {"student": module}, {"adam": optimizer}, {}, keep, score)
 
 
 def test_frozen_weights_are_not_stored_and_tied_ones_once(fabric, tmp_path):
@@ -134,6 +135,59 @@ def test_a_finished_checkpoint_is_never_replaced(fabric, tmp_path):
     train(module, optimizer, 5)
     checkpoint.save(fabric, tmp_path, 1, {"student": module}, {"adam": optimizer}, {}, keep=2)
     assert (tmp_path / "step-1" / "manifest.json").read_bytes() == before
+
+
+def test_a_damaged_checkpoint_is_replaced_when_its_step_comes_again(fabric, tmp_path):
+    saved(fabric, tmp_path, [1, 2])
+    (tmp_path / "step-2" / "student.safetensors").write_bytes(b"short")
+    saved(fabric, tmp_path, [2])
+    assert checkpoint.newest(tmp_path).name == "step-2"
+
+
+def test_the_first_of_the_highest_score_is_kept_beside_the_newest(fabric, tmp_path):
+    saved(fabric, tmp_path, [1, 2, 3, 4, 5, 6], keep=2, scores=[1.0, 3.0, None, 3.0, 2.0, None])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-2", "step-5", "step-6"]
+    assert checkpoint.best(tmp_path).name == "step-2"
+    assert checkpoint.score_of(tmp_path / "step-5") == 2.0
+    saved(fabric, tmp_path, [7], keep=1, scores=[3.5])
+    assert [path.name for path in tmp_path.iterdir()] == ["step-7"]
+
+
+def test_without_scores_none_is_the_best(fabric, tmp_path):
+    saved(fabric, tmp_path, [1])
+    assert checkpoint.best(tmp_path) is None
+    assert checkpoint.best(tmp_path / "nothing") is None
+
+
+def test_what_a_killed_run_left_is_cleared_away(fabric, tmp_path):
+    for name in ("step-3.tmp", "step-1.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "student.safetensors").write_bytes(b"half")
+    saved(fabric, tmp_path, [2])
+    assert [path.name for path in tmp_path.iterdir()] == ["step-2"]
+
+
+@pytest.mark.parametrize("room", [0, 3000, 6000, 8500])
+def test_where_there_is_no_room_the_checkpoint_before_stays_as_it_was(fabric, tmp_path, room):
+    """The operating system refuses files above `room` bytes: each of the files there are, and none of it by name."""
+    resource = pytest.importorskip("resource")
+    saved(fabric, tmp_path, [1])
+    sizes = [path.stat().st_size for path in (tmp_path / "step-1").iterdir()]
+    assert any(size > room for size in sizes)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "step-1").iterdir()}
+    module, optimizer = build()
+    train(module, optimizer, 2)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        with pytest.raises(RunError, match=r"cannot write .*step-2: .*; .*step-1 is intact\. Make room.*--resume"):
+            checkpoint.save(fabric, tmp_path, 2, {"student": module}, {"adam": optimizer}, {}, keep=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
+    assert {path.name: path.read_bytes() for path in (tmp_path / "step-1").iterdir()} == before
+    checkpoint.save(fabric, tmp_path, 2, {"student": module}, {"adam": optimizer}, {}, keep=1)
+    assert checkpoint.newest(tmp_path).name == "step-2"
 
 
 def test_other_weights_or_another_world_size_are_refused(fabric, tmp_path):

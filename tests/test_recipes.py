@@ -6,9 +6,7 @@ import importlib.util
 import json
 import shutil
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -22,13 +20,13 @@ from tests.recipe_runs import (
     arguments,
     assert_close,
     assert_identical,
-    environment,
     make_material,
     metrics,
     module_of,
     run_here,
     run_there,
     scores,
+    signalled,
 )
 
 ROOT = recipe_table.ROOT
@@ -65,27 +63,14 @@ def test_the_log_shows_the_game_once_it_begins(finished):
     assert "tok/s" in (finished / "stdout.txt").read_text()
 
 
-def kill_during(command: list[str], output: Path, rows: int) -> None:
-    """SIGKILL as soon as the metrics hold so many rows."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=ROOT, env=environment())
-    deadline = time.monotonic() + 600
-    path = output / "metrics.csv"
-    while process.poll() is None and time.monotonic() < deadline:
-        if path.exists() and len(path.read_text().splitlines()) > rows:
-            process.send_signal(signal.SIGKILL)
-            process.communicate()
-            return
-        time.sleep(0.005)
-    pytest.fail(f"the run ended before it could be killed: {process.communicate()[1][-2000:]}")
-
-
 def test_a_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(material, tmp_path):
     # LoRA's dropout draws random numbers, so their state must come back too.
     lora = () if importlib.util.find_spec("peft") is None else ("--lora-rank", "4")
     flags = (*lora, "--steps", "14")
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     assert run_there("gakd", *arguments(material, straight, *flags)).returncode == 0
-    kill_during([sys.executable, str(RECIPES["gakd"]), *arguments(material, broken, *flags)], broken, rows=6)
+    status, _ = signalled("gakd", broken, arguments(material, broken, *flags), signal.SIGKILL, rows=6)
+    assert status == -signal.SIGKILL
     assert not (broken / "student").exists()
     result = run_there("gakd", *arguments(material, broken, *flags, "--resume"))
     assert result.returncode == 0, result.stderr[-3000:]

@@ -13,11 +13,12 @@ from torch import distributed, nn
 from transformers import PreTrainedTokenizerBase
 
 from gakd.data import Data, Example
-from gakd.evaluation.evaluate import Evaluation, evaluate
-from gakd.evaluation.generation import Sampling
+from gakd.evaluation.evaluate import Evaluation, decode, evaluate
+from gakd.evaluation.generation import Sampling, generate
 from gakd.evaluation.plots import plot_metrics
 from gakd.evaluation.report import comparison_table, completions_table
 from gakd.evaluation.teacher_metrics import divergences_to_teacher, teacher_cross_entropy, teacher_outputs
+from gakd.evaluation.text_metrics import corpus_rouge_l
 from gakd.export import write_folder
 from gakd.teachers import CachedTeacher, LocalTeacher
 from gakd.types import TeacherOutput
@@ -33,6 +34,8 @@ class EvaluationConfig:
     """Held-out examples of which the divergences to the teacher are taken, validation and test alike."""
     text_examples: int = 128
     """Test examples to which responses are generated and scored."""
+    valid_text_examples: int = 32
+    """Validation examples to which responses are generated, for the ROUGE-L by which a checkpoint is the best; 0: none."""
     max_new_tokens: int = 256
     """Tokens after which a generated response is cut. [256]"""
     temperature: float = 1.0
@@ -60,12 +63,20 @@ class HeldOut:
         self.teacher, self.tokenizer, self.config = teacher, tokenizer, config
         self.pad_token_id = data.pad_token_id
         self.valid, self.test = (spread(split, config.examples) for split in (data.valid, data.test))
+        self._sampling = Sampling(config.max_new_tokens, config.temperature, seed=config.sampling_seed)
         self._teacher_outputs: dict[str, list[TeacherOutput]] = {}
 
     def validate(self, student: nn.Module) -> dict[str, float]:
-        """Cross entropy and divergences to the teacher on the validation split, in nats per token."""
+        """On the validation split: cross entropy and divergences to the teacher, in nats per token; ROUGE-L in percent."""
         outputs, size = self._targets("valid", self.valid), self.config.evaluation_batch_size
-        return divergences_to_teacher(student, outputs, self.valid, self.pad_token_id, size)
+        scores = divergences_to_teacher(student, outputs, self.valid, self.pad_token_id, size)
+        if chosen := spread(self.valid, self.config.valid_text_examples):
+            written = generate(
+                student, self.tokenizer, [example.prompt_ids for example in chosen], self._sampling, size
+            )
+            references = [example.row.responses for example in chosen]
+            scores["rouge_l"] = corpus_rouge_l(decode(self.tokenizer, written), references)
+        return scores
 
     def scores(self, student: nn.Module) -> dict[str, Any]:
         """Everything on the test split, as JSON: `Evaluation` of the student and, where there is one, of the teacher."""
@@ -88,7 +99,7 @@ class HeldOut:
         config = self.config
         return evaluate(
             model, self._targets("test", self.test), self.tokenizer, self.test,
-            Sampling(config.max_new_tokens, config.temperature, seed=config.sampling_seed),
+            self._sampling,
             text_examples=config.text_examples, batch_size=config.evaluation_batch_size,
             reader=self.teacher.model if isinstance(self.teacher, LocalTeacher) else None,
         )  # fmt: skip
