@@ -11,8 +11,8 @@ from lightning_fabric import Fabric
 
 from gakd.errors import InputError
 
-# What may differ between a run and its resumption without changing a bit of the result.
-_FREE_TO_CHANGE = {"resume", "output_dir", "keep_checkpoints", "save_every"}
+# What may differ between a run and its resumption: no bit of the training depends on it.
+_FREE_TO_CHANGE = {"resume", "output_dir", "keep_checkpoints", "save_every", "export", "on_nonfinite"}
 
 
 def claim(fabric: Fabric, folder: Path, recipe_config: Any, resume: bool) -> None:
