@@ -8,16 +8,18 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+import torch
 import tyro
 
+from gakd import config_file
 from gakd.errors import InputError, RunError
 
 Config = TypeVar("Config")
 
 
 def start(main: Callable[[Config], None], paper: Config, demo: Config, description: str | None) -> None:
-    """A recipe's entry: `parse` the command line, then `run`."""
-    run(main, parse(paper, demo, description))
+    """A recipe's entry: `parse` the command line, then `main`, as `run` runs it."""
+    run(lambda arguments: main(parse(paper, demo, description, arguments)), sys.argv[1:])
 
 
 def run(main: Callable[[Config], None], config: Config) -> None:
@@ -32,6 +34,14 @@ def run(main: Callable[[Config], None], config: Config) -> None:
     except RunError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except torch.OutOfMemoryError as error:
+        reason = str(error).partition(". ")[0]
+        print(
+            f"error: {reason}: lower --micro-batch-size (the result stays the same), add --activation-checkpointing, or ask "
+            f"`gakd plan` what fits",
+            file=sys.stderr,
+        )
+        sys.exit(1)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -42,14 +52,14 @@ def run(main: Callable[[Config], None], config: Config) -> None:
 def parse(paper: Config, demo: Config, description: str | None, arguments: Sequence[str] | None = None) -> Config:
     """Flags over defaults: the paper's once `--student` is named, else those of the demo, which fits two CPU cores.
 
-    Groups of flags are flat: `--steps`, not `--run.steps`.
+    Groups of flags are flat: `--steps`, not `--run.steps`. `--config FILE` sets flags that those of the command line override.
     """
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    arguments = config_file.expand(sys.argv[1:] if arguments is None else arguments, paper)
     named = any(argument == "--student" or argument.startswith("--student=") for argument in arguments)
     return tyro.cli(
         type(paper),
         default=paper if named else demo,
         args=arguments,
-        description=description,
+        description=f"{(description or '').rstrip()}\n\n{config_file.HELP}",
         config=(tyro.conf.OmitArgPrefixes,),
     )

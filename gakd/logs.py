@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import csv
 import os
+import resource
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from gakd.loggers import Logger
 
 # A live line has room for what tells how training goes; the CSV holds everything.
 _SHORT = {
@@ -27,11 +32,11 @@ _NOT_SHOWN = {"discriminator_penalty", "discriminator_margin"}
 class MetricsLog:
     """A wide CSV, a row a step and one more where the step was evaluated; late columns are added to the header.
 
-    On resume the rows after `resume_at` are dropped: the steps they describe are run again.
+    On resume the rows after `resume_at` are dropped: the steps they describe are run again. Each row goes to `others` too.
     """
 
-    def __init__(self, path: Path, resume_at: int = 0) -> None:
-        self.path = path
+    def __init__(self, path: Path, resume_at: int = 0, others: Sequence[Logger] = ()) -> None:
+        self.path, self.others = path, others
         self.rows: list[dict[str, str]] = []
         if path.exists():
             # What follows the last line break is a row that a kill cut short.
@@ -50,6 +55,12 @@ class MetricsLog:
         else:
             with self.path.open("a", newline="") as file:
                 csv.DictWriter(file, self.columns).writerow(row)
+        for other in self.others:
+            other.log(step, values)
+
+    def close(self) -> None:
+        for other in self.others:
+            other.close()
 
     def _rewrite(self) -> None:
         scratch = self.path.with_suffix(".tmp")
@@ -85,6 +96,13 @@ class Pace:
         return (time.perf_counter() - self.started) / max(self.steps - 1, 1) * (self.total - step)
 
 
+def peak_memory() -> int:
+    """Bytes: the most that torch has held on this process's GPU; without one, the process's largest resident set."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 class ProgressView:
     """Step, loss terms, tokens/s and time left: a live bar on a terminal, a line every so often otherwise."""
 
@@ -115,7 +133,7 @@ class ProgressView:
             pace = f"{self.pace.tokens_per_second():,.0f} tok/s, {left // 60}:{left % 60:02d} left"
         shown = {name: value for name, value in values.items() if name not in _NOT_SHOWN}
         text = " ".join(f"{_SHORT.get(name, name)} {value:.3g}" for name, value in shown.items())
-        text = f"{text} | {pace}"
+        text = f"{text} | {pace} | {peak_memory() / 1e9:.1f} GB"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=text)
         elif time.perf_counter() - self._last_line > self.every or step == self.total:

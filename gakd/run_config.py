@@ -41,6 +41,8 @@ class RunConfig:
     """Steps between checkpoints; 0 for one at the end only."""
     keep_checkpoints: int = 2
     """Newest checkpoints that are kept, beside the one of the highest validation ROUGE-L."""
+    log_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Where metrics go beside metrics.csv."""
     export: Literal["last", "best"] = "last"
     """Student that is evaluated and exported at the end: of the last step, or of the highest validation ROUGE-L."""
     on_nonfinite: Literal["stop", "skip"] = "stop"

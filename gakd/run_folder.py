@@ -12,7 +12,7 @@ from lightning_fabric import Fabric
 from gakd.errors import InputError
 
 # What may differ between a run and its resumption: no bit of the training depends on it.
-_FREE_TO_CHANGE = {"resume", "output_dir", "keep_checkpoints", "save_every", "export", "on_nonfinite"}
+_FREE_TO_CHANGE = {"resume", "output_dir", "keep_checkpoints", "save_every", "log_to", "export", "on_nonfinite"}
 
 
 def claim(fabric: Fabric, folder: Path, recipe_config: Any, resume: bool) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -23,6 +24,7 @@ from gakd.distiller import Distiller
 from gakd.guard import Guard
 from gakd.interruptions import EXIT_STATUS, Interruptions
 from gakd.launch import launch
+from gakd.loggers import open_loggers
 from gakd.logs import MetricsLog, ProgressView
 from gakd.objective import Counts, Objective
 from gakd.run_checkpoints import RunCheckpoints
@@ -54,6 +56,7 @@ class Run:
         self._counts: dict[tuple[str, ...], Counts] = {}  # names of terms -> counts of the window that they are about
         self._read, self._positions = 0, 0
         self._game = GameWatch()
+        self._recipe = Path(getattr(sys.modules.get(type(recipe_config).__module__), "__file__", None) or "").stem
         self._notes: dict[str, float] = {}
         self._own_notes: dict[str, float] = {}
         claim(self.fabric, self.folder, recipe_config, config.resume)
@@ -129,11 +132,14 @@ class Run:
             self.step = step
 
     def once(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """A result that belongs to the start of the run: computed where `evaluates`, kept as JSON, read back when resuming."""
+        """A result that belongs to the start of the run: computed where `evaluates`, kept as JSON, read back when resuming.
+
+        The recipe's name is kept with it: recipes may share all flags, and a report must not take them for one.
+        """
         path = self.folder / name
         missing = self.fabric.broadcast(not path.exists())  # as rank 0 finds it: the others may look later
         if missing and self.evaluates:
-            result = json.dumps(compute(), indent=2)
+            result = json.dumps({"recipe": self._recipe} | compute(), indent=2)
             if self.is_main:
                 scratch = path.with_suffix(".tmp")
                 scratch.write_text(result)
@@ -156,10 +162,13 @@ class Run:
         config, examples = self.config, data.train
         lengths = [example.length for example in examples]
         windows, self.total = Windows(lengths, config.batch_size, config.seed), self.total_steps(data)
-        if self.is_main:
-            self._log = MetricsLog(self.folder / "metrics.csv", self.step)
-        self._view = ProgressView(self.total, self.step, self.is_main)
-        with Interruptions() as self._interruptions, closing(self._view):
+        with ExitStack() as leaving:
+            if self.is_main:
+                others = open_loggers(config.log_to, self.folder, self.step)
+                log = MetricsLog(self.folder / "metrics.csv", self.step, others)
+                self._log = leaving.enter_context(closing(log))
+            self._view = leaving.enter_context(closing(ProgressView(self.total, self.step, self.is_main)))
+            self._interruptions = leaving.enter_context(Interruptions())
             while self.step < self.total:
                 groups = split_window(
                     windows.at(self.step),

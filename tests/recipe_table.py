@@ -4,39 +4,17 @@ from __future__ import annotations
 
 import ast
 import difflib
-import re
 from pathlib import Path
-from typing import NamedTuple
+
+from gakd.recipe_files import entry, recipes
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "recipes" / "README.md"
 BEGIN = "<!-- made by python -m tests.recipe_table -->"
 END = "<!-- end of what is made -->"
-FIRST_LINE = re.compile(r"(?P<method>.+) \((?P<paper>[^()]+)\)\.")
 
 TEMPLATE = ROOT / "recipes" / "gakd.py"
-RECIPES = {
-    path.stem: path
-    for folder in (".", "ablations", "baselines")
-    for path in sorted((ROOT / "recipes" / folder).glob("*.py"))
-}
-
-
-class Entry(NamedTuple):
-    """What a recipe says of itself in its docstring's first line: `METHOD, one clause (PAPER, arXiv ID).`"""
-
-    method: str
-    paper: str
-
-
-def entry(path: Path) -> Entry:
-    """ValueError for a docstring that does not begin so."""
-    first = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
-    if (found := FIRST_LINE.fullmatch(first)) is None:
-        raise ValueError(
-            f"{path}: a recipe's docstring begins with `Method, one clause (Paper, arXiv ID).`, got {first!r}"
-        )
-    return Entry(**found.groupdict())
+RECIPES = {path.stem: path for path in recipes().values()}
 
 
 def code(path: Path) -> list[str]:

@@ -6,8 +6,9 @@ import re
 
 import pytest
 
+from gakd.recipe_files import entry
 from tests import recipe_table
-from tests.recipe_table import README, RECIPES, code, difference, entry
+from tests.recipe_table import README, RECIPES, code, difference
 
 ABLATIONS = [name for name, path in RECIPES.items() if path.parent.name == "ablations"]
 BASELINES = [name for name, path in RECIPES.items() if path.parent.name == "baselines"]

@@ -1,0 +1,103 @@
+"""Where metrics go beside metrics.csv: TensorBoard, Weights & Biases, trackio."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from gakd.errors import InputError
+
+LoggerName = Literal["tensorboard", "wandb", "trackio"]
+PROJECT = "gakd"
+
+
+class Logger(Protocol):
+    """What takes a step's numbers; a step may come twice, for training and for its validation."""
+
+    def log(self, step: int, values: dict[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def open_loggers(names: Sequence[LoggerName], folder: Path, resume_at: int) -> list[Logger]:
+    """One of each, for the run in `folder`, whose config.json they show; InputError where a package is missing."""
+    for name in names:
+        check_installed(name)
+    kinds = {"tensorboard": _TensorBoard, "wandb": _WandB, "trackio": _Trackio}
+    return [kinds[name](folder, resume_at) for name in names]
+
+
+def check_installed(name: LoggerName) -> None:
+    if importlib.util.find_spec(name) is None:
+        raise InputError(f"--log-to {name} needs the package {name}: pip install 'gakd[{name}]', or leave it out")
+
+
+class _TensorBoard:
+    """Event files in `folder/tensorboard`; those of steps that a resumed run takes again are purged."""
+
+    def __init__(self, folder: Path, resume_at: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(folder / "tensorboard", purge_step=resume_at + 1 if resume_at else None)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _WandB:
+    """A run of the project `gakd`, which a resumed run continues.
+
+    The step is a metric, and the axis of the others: wandb's own step cannot go back to where a resumed run begins.
+    """
+
+    def __init__(self, folder: Path, resume_at: int) -> None:
+        import wandb  # type: ignore[import-not-found]
+
+        name, identity = _identity(folder)
+        self._run: Any = wandb.init(
+            project=PROJECT, name=name, id=identity, resume="allow", dir=folder, config=_config(folder)
+        )
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        self._run.log({"step": step, **values})
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class _Trackio:
+    """A run of the project `gakd` on this machine, which a resumed run continues."""
+
+    def __init__(self, folder: Path, resume_at: int) -> None:
+        import trackio  # type: ignore[import-not-found]
+
+        name = "-".join(_identity(folder))  # it knows runs by their names alone
+        self._run: Any = trackio.init(project=PROJECT, name=name, resume="allow", config=_config(folder), embed=False)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        self._run.log(values, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "config.json").read_text())
+
+
+def _identity(folder: Path) -> tuple[str, str]:
+    """The folder's name, and an id that is the same for each start of this run and no other's: kept in the folder."""
+    path = folder / "run-id"
+    if not path.exists():
+        path.write_text(secrets.token_hex(4))
+    return folder.resolve().name, path.read_text()

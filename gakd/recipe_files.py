@@ -1,0 +1,62 @@
+"""Where the recipes are, in a checkout and in an installed package, and what each says of itself."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from gakd.errors import InputError
+
+_FIRST_LINE = re.compile(r"(?P<method>.+) \((?P<paper>[^()]+)\)\.")
+_INSTALLED = Path(__file__).parent / "recipes"
+FOLDER = _INSTALLED if _INSTALLED.is_dir() else Path(__file__).parent.parent / "recipes"
+TOOLS = "tools"
+
+
+class Entry(NamedTuple):
+    """What a recipe says of itself in its docstring's first line: `METHOD, one clause (PAPER, arXiv ID).`"""
+
+    method: str
+    paper: str
+
+
+def recipes() -> dict[str, Path]:
+    """Name -> file of each recipe: `gakd`, `ablations/gakd_gan`, `baselines/sft`; the template first."""
+    return {
+        path.relative_to(FOLDER).with_suffix("").as_posix(): path
+        for folder in (".", "ablations", "baselines")
+        for path in sorted((FOLDER / folder).glob("*.py"))
+    }
+
+
+def tools() -> dict[str, Path]:
+    return {f"{TOOLS}/{path.stem}": path for path in sorted((FOLDER / TOOLS).glob("*.py"))}
+
+
+def find(name: str) -> Path:
+    """The file of a recipe or tool, by its name with or without folder and suffix; InputError for one that there is not."""
+    known = recipes() | tools()
+    wanted = name.removesuffix(".py").removeprefix("recipes/")
+    for key, path in known.items():
+        if wanted in (key, path.stem):
+            return path
+    close = difflib.get_close_matches(wanted, [*known, *(path.stem for path in known.values())], 1)
+    raise InputError(f"no recipe {name!r}{f', did you mean {close[0]!r}?' if close else ''}: `gakd ls` lists them")
+
+
+def entry(path: Path) -> Entry:
+    """ValueError for a docstring that does not begin as it should."""
+    first = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
+    if (found := _FIRST_LINE.fullmatch(first)) is None:
+        raise ValueError(
+            f"{path}: a recipe's docstring begins with `Method, one clause (Paper, arXiv ID).`, got {first!r}"
+        )
+    return Entry(**found.groupdict())
+
+
+def summary(path: Path) -> str:
+    """The first line of a tool's docstring."""
+    return (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
