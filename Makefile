@@ -8,7 +8,7 @@ INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check -c constrai
 # Two threads that spin while they wait for each other are many times slower than two that sleep, once anything else runs.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: demo test check lint types bench clean
+.PHONY: demo test check lint types docs bench clean
 
 demo: $(VENV)/demo.installed  ## distil SmolLM2-135M-Instruct into its own every third layer, on docstrings
 	rm -rf runs/demo
@@ -26,6 +26,9 @@ lint: $(VENV)/test.installed
 types: $(VENV)/test.installed
 	$(VENV)/bin/basedpyright
 
+docs: $(VENV)/test.installed  ## the documentation, into build/site; `python -m http.server -d build/site` shows it with its search
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
+
 bench: $(BENCH_VENV)/installed  ## time and memory against peers, hours; BENCH='--quick' or BENCH='--only step' for less
 	$(BENCH_VENV)/bin/python -m tests.benchmarks $(BENCH)
 
@@ -37,7 +40,7 @@ $(VENV)/demo.installed: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/test.installed: $(VENV)/demo.installed
-	$(INSTALL) -e '.[demo,lora,torchtune,api,dev]'
+	$(INSTALL) -e '.[demo,lora,torchtune,api,docs,dev]'
 	touch $@
 
 # The peers want an environment of their own: their versions of what they share with gakd are not ours to choose.

@@ -87,5 +87,7 @@ def load_aligned_teacher(
         raise ModelError("this recipe learns from a teacher: give --teacher, for example Qwen3-8B")
     if data.config is None:
         raise ValueError("the teacher encodes the rows as the student did: load the data with gakd.data.load_data")
-    model = nn.Module.to(load_model(config.teacher, dtype), device)
-    return AlignedTeacher(model, load_tokenizer(config.teacher), data.train, student_tokenizer, data.config)
+    trusted = config.trust_remote_code
+    model = nn.Module.to(load_model(config.teacher, dtype, trust_remote_code=trusted), device)
+    tokenizer = load_tokenizer(config.teacher, trusted)
+    return AlignedTeacher(model, tokenizer, data.train, student_tokenizer, data.config)

@@ -28,12 +28,14 @@ def run(main: Callable[[Config], None], config: Config) -> None:
     warnings.simplefilter("ignore", FutureWarning)  # from one library about another: nothing a user could act on
     try:
         main(config)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     except RunError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_line(error)}", file=sys.stderr)
         sys.exit(1)
+    except ValueError as error:
+        if not _is_ours(error):
+            raise
+        print(f"error: {_line(error)}", file=sys.stderr)
+        sys.exit(2)
     except torch.OutOfMemoryError as error:
         reason = str(error).partition(". ")[0]
         print(
@@ -47,6 +49,19 @@ def run(main: Callable[[Config], None], config: Config) -> None:
             raise
         print(f"error: {error}: make room, then run again; a training run with --resume", file=sys.stderr)
         sys.exit(1)
+
+
+def _is_ours(error: ValueError) -> bool:
+    """Whether an error says what to do: an `InputError`, or what a part of gakd raises of its arguments."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    raised_in = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
+    return isinstance(error, InputError) or raised_in.partition(".")[0] == "gakd"
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def parse(paper: Config, demo: Config, description: str | None, arguments: Sequence[str] | None = None) -> Config:

@@ -50,6 +50,8 @@ class LMDiscriminator(nn.Module):
         return self.score(last_BH).squeeze(-1)
 
 
-def pretrained_discriminator(name: str, readout_width: int, layers: Sequence[int] = ()) -> LMDiscriminator:
+def pretrained_discriminator(
+    name: str, readout_width: int, layers: Sequence[int] = (), trust_remote_code: bool = False
+) -> LMDiscriminator:
     """`LMDiscriminator` on a model by its folder, hub id or short name, in fp32; `layers` as in `models.prune_layers`."""
-    return LMDiscriminator(load_backbone(name, layers), readout_width)
+    return LMDiscriminator(load_backbone(name, layers, trust_remote_code=trust_remote_code), readout_width)

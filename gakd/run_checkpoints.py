@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from lightning_fabric import Fabric
 from torch import nn
 from torch.optim import Optimizer
 
 from gakd import checkpoint
-from gakd.errors import InputError, RunError
+from gakd.errors import RunError
+from gakd.sharding import own_part
 from gakd.step_record import StepRecord
 
 
@@ -25,6 +27,16 @@ class RunCheckpoints:
         self._score: float | None = None  # the validation's in this step
 
     def save(self, step: int) -> None:
+        """RunError, with the checkpoints before as they were, where the last update has left weights that are not finite."""
+        for name, module in self.modules.items():
+            weights = [parameter for parameter in module.parameters() if parameter.requires_grad]
+            finite = torch.stack([own_part(weight.detach()).isfinite().all() for weight in weights]).all()
+            broken = self.fabric.all_reduce((~finite).float(), reduce_op="sum")
+            if broken:
+                raise RunError(
+                    f"step {step} left weights of the {name} that are not finite, and is not saved; earlier checkpoints are "
+                    f"intact: lower --learning-rate or --weight-decay, then --resume"
+                )
         self._write(self.folder, step, self.states, self.keep, self._score)
 
     def resume(self) -> int | None:
@@ -35,10 +47,8 @@ class RunCheckpoints:
         return checkpoint.load(self.fabric, path, self.modules, self.optimizers, self.states)
 
     def observe(self, scores: dict[str, float]) -> None:
-        """Take in what the validation found in this step; InputError where the export needs more."""
+        """Take in what the validation found in this step."""
         self._score = scores.get("rouge_l")
-        if self._score is None and self.export == "best":
-            raise InputError("--export best chooses by the ROUGE-L of validations: set --valid-text-examples above 0")
 
     def is_best(self) -> bool:
         """Whether the step's score is above those of all checkpoints, as rank 0 finds them: it is the one that removes some."""
@@ -62,7 +72,7 @@ class RunCheckpoints:
             return
         path = self.fabric.broadcast(checkpoint.best(self.folder))
         if path is None:
-            raise InputError("--export best needs a validation: set --evaluate-every above 0")
+            raise RunError("no checkpoint has a validation's ROUGE-L: export the last with --resume --export last")
         if reason := checkpoint.damage(path):
             raise RunError(f"the best checkpoint {path} is damaged ({reason}): remove it and resume, or --export last")
         checkpoint.load_modules(self.fabric, path, {"student": self.modules["student"]})

@@ -95,7 +95,7 @@ def load_teacher(
     if config.teacher_cache is not None:
         cache = TeacherCache(config.teacher_cache)
         _refuse_stale(cache, config.teacher)
-        _refuse_missing(cache, data, config.student)
+        _refuse_missing(cache, data, config)
         return CachedTeacher(cache, device)
     return load_reader(config, dtype, device)
 
@@ -106,7 +106,8 @@ def load_reader(config: ModelConfig, dtype: torch.dtype, device: torch.device) -
         raise ModelError("the teacher reads what the student writes, a teacher cache cannot: leave out --teacher-cache")
     if config.teacher is None:
         raise ModelError("this recipe learns from a teacher: give --teacher, for example Qwen3-8B")
-    return LocalTeacher(nn.Module.to(load_model(config.teacher, dtype), device))
+    model = load_model(config.teacher, dtype, trust_remote_code=config.trust_remote_code)
+    return LocalTeacher(nn.Module.to(model, device))
 
 
 def _refuse_stale(cache: TeacherCache, name: str | None) -> None:
@@ -133,11 +134,11 @@ def _file_mark(entry: dict[str, Any] | None) -> str:
     return "absent" if entry is None else f"{entry['bytes']:,} bytes with SHA-256 {entry['sha256'][:12]}"
 
 
-def _refuse_missing(cache: TeacherCache, data: Data, student: str) -> None:
+def _refuse_missing(cache: TeacherCache, data: Data, config: ModelConfig) -> None:
     for split, name in (("train", "training"), ("valid", "validation"), ("test", "test")):
         examples = getattr(data, split)
         if missing := cache.missing([example.key for example in examples]):
-            reasons = "; ".join(_differences(cache.settings, data, split, student))
+            reasons = "; ".join(_differences(cache.settings, data, split, config))
             raise CacheError(
                 f"{missing:,} of {len(examples):,} {name} examples are not in the teacher cache {cache.folder}: "
                 f"{reasons or 'its settings are the same, so the data has changed since'}. Give the settings it was made "
@@ -145,7 +146,7 @@ def _refuse_missing(cache: TeacherCache, data: Data, student: str) -> None:
             )
 
 
-def _differences(made: dict[str, Any], data: Data, split: str, student: str) -> list[str]:
+def _differences(made: dict[str, Any], data: Data, split: str, config: ModelConfig) -> list[str]:
     """Settings of a cache that may be why it lacks examples of a run."""
     found = []
     if split not in made["splits"]:
@@ -153,7 +154,7 @@ def _differences(made: dict[str, Any], data: Data, split: str, student: str) -> 
     for name, now in asdict(data.config).items() if data.config is not None else ():
         if name in made and made[name] != now:
             found.append(f"it was made with {name} {made[name]}, this run has {now}")
-    ours = tokenizer_fingerprint(load_tokenizer(student))
+    ours = tokenizer_fingerprint(load_tokenizer(config.student, config.trust_remote_code))
     if made["template"] == "chat" and made["tokenizer"]["chat_template"] != ours["chat_template"]:
-        found.append(f"it was made with another chat template than that of {student} (the tool's --tokenizer sets it)")
+        found.append(f"it was made with another chat template than that of {config.student} (the tool's --tokenizer sets it)")
     return found

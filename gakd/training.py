@@ -27,6 +27,7 @@ from gakd.launch import launch
 from gakd.loggers import open_loggers
 from gakd.logs import MetricsLog, ProgressView
 from gakd.objective import Counts, Objective
+from gakd.preflight import check_run
 from gakd.run_checkpoints import RunCheckpoints
 from gakd.run_config import RunConfig
 from gakd.run_folder import claim
@@ -45,6 +46,7 @@ class Run:
 
     def __init__(self, config: RunConfig, recipe_config: Any) -> None:
         self.config = config
+        check_run(config, recipe_config)
         self.fabric = launch(config)
         self._sharded = config.strategy == "fsdp2"
         self.teacher_dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32

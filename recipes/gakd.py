@@ -57,6 +57,8 @@ class Config:
     """Weight of R2: the same with respect to the student's. [10]"""
     readout_width: int = 256
     """Width R of the discriminator's linear map of the logits; behind it stands a small Transformer. [a 0.6B LM]"""
+    discriminator_width: int = 256
+    """Width of that Transformer, a multiple of 4. [1024]"""
     discriminator_learning_rate: float = 2e-4
     """Learning rate of the discriminator's AdamW, betas (0, 0.99). [2e-4]"""
     discriminator_every: Literal["step", "micro"] = "step"
@@ -80,12 +82,12 @@ def main(config: Config) -> None:
     with run.main_first():
         tokenizer = load_shared_tokenizer(config.models)
         student = load_student(config.models)
-        data = load_data(config.data, tokenizer)
+        data = load_data(config.data, tokenizer, config.run.batch_size)
         teacher = load_teacher(config.models, data, run.teacher_dtype, run.loading_device)
     held_out = HeldOut(teacher, tokenizer, data, config.evaluation)
 
     adversarial = Adversarial(
-        TransformerDiscriminator(config.readout_width),
+        TransformerDiscriminator(config.readout_width, config.discriminator_width),
         RelativisticGAN(config.r1, config.r2),
         readout=logit_readout(head_of(student), teacher.head, config.readout_width),
     )

@@ -1,48 +1,147 @@
-"""The Python of docs/compose.md runs as it stands there, and its objects do what the package's own are tested for."""
+"""Every block of Python in the documentation runs as it stands there, those of a page one after the other; and what a page
+writes itself does what the package's own parts are tested for.
+"""
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
+import ast
+import math
+from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import nn
 
 import gakd
-from gakd.discriminators import masked_mean
+from gakd import data as gakd_data
+from gakd.data import DataConfig, Example, Row, collate, load_data, load_rows
+from gakd.evaluation import Sampling
 from gakd.objective import Counts
+from gakd.samplers import ModelSampler, Sample, samples_of
+from gakd.training import Run, RunConfig
 from tests import tiny
+from tests.chat_server import ChatServer, serving
+from tests.doc_blocks import PAGES, blocks, name_of, run_page
+from tests.recipe_runs import make_material, metrics
+from tests.recipe_table import ROOT
 from tests.test_distiller import VOCAB, batch_of, sequences
+from tests.test_vllm_sampler import VllmStub
 
-ROOT = Path(__file__).parent.parent
-BLOCKS = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "compose.md").read_text(), re.S)
-OWN = [block for block in BLOCKS if block.startswith("class ")]
-
-
-@pytest.fixture(scope="module")
-def names() -> dict:
-    found = {name: getattr(gakd, name) for name in gakd.__all__}
-    found |= {"nn": nn, "masked_mean": masked_mean, "vocab_size": VOCAB}
-    for block in BLOCKS:
-        exec(block, found)
-    return found
+OWN_PARTS = "docs/write-your-own.md"
+# Each has a test below; README.md has tests/test_readme.py.
+RUN = {"README.md", OWN_PARTS} | {
+    f"docs/{name}.md" for name in ("black-box", "compose", "on-policy", "quickstart", "vllm")
+}
 
 
-def test_the_first_block_prints_its_formula(capsys):
-    exec(BLOCKS[0], {"vocab_size": VOCAB})
+def test_no_page_has_python_that_nothing_runs():
+    assert {name_of(page) for page in PAGES if "```python" in page.read_text()} == RUN
+    for page in PAGES:
+        text = page.read_text()
+        assert text.count("```") % 2 == 0, name_of(page)
+        assert text.count("```python") == len(blocks(page, "python")), name_of(page)
+
+
+def test_the_objective_of_the_compose_page_prints_its_formula(capsys):
+    run_page("docs/compose.md", {"vocab_size": VOCAB})
     assert capsys.readouterr().out == (
         "0.5 * cross_entropy + 0.5 * reverse_kl(temperature=2) + ramp(0.1, start=200, steps=1) * "
         "adversarial(RelativisticGAN(r1=10, r2=10), TransformerDiscriminator, LogitReadout)\n"
     )
 
 
-def test_three_objects_take_less_than_ten_lines_each(names):
-    assert [block.split("(")[0].split(":")[0].removeprefix("class ") for block in OWN] == [
-        "TriangularDiscrimination", "LeastSquaresGAN", "PhraseDiscriminator",
+def test_the_loop_of_the_quickstart_trains_the_student(tmp_path, monkeypatch):
+    material = make_material(tmp_path)
+    for name, own in (("student", "my-student"), ("teacher", "my-teacher"), ("data", "my-rows")):
+        (material / name).rename(tmp_path / own)
+    monkeypatch.chdir(tmp_path)
+    losses: list[float] = []
+    run_page("docs/quickstart.md", {"print": lambda step, means: losses.append(sum(means.values()))})
+    assert len(losses) == 8
+    assert losses[-1] < losses[0] - 0.05
+
+
+def test_the_loop_of_the_on_policy_page_trains_on_the_students_text(tmp_path, capsys):
+    material, words, student = make_material(tmp_path), tiny.tokenizer(), tiny.model(seed=1)
+    data = load_data(DataConfig(dataset=str(material / "data"), max_length=96, max_prompt_length=64), words)
+    run = Run(RunConfig(output_dir=tmp_path / "run", steps=2, batch_size=4, micro_batch_size=2), RunConfig())
+    objective = 1.0 * gakd.PolicyGradient(0.2)
+    found = run_page(
+        "docs/on-policy.md",
+        {
+            "run": run, "data": data, "objective": objective, "teacher": gakd.LocalTeacher(tiny.model(seed=2, scale=4.0)),
+            "distiller": run.setup(gakd.Distiller(student, objective)),
+            "sampler": ModelSampler(student, words, Sampling(max_new_tokens=6), 96),
+        },
+    )  # fmt: skip
+    rows = metrics(tmp_path / "run")
+    assert [math.isfinite(float(row["policy_gradient"])) for row in rows] == [True, True]
+    assert all(float(row["gradient_norm"]) > 0 for row in rows)
+    assert max(length for batch in found["window"] for length in batch.lengths) <= 6
+    assert capsys.readouterr().out.endswith(
+        "TeacherLogRatio(scale=1.0) >> Clip(low=-5, high=5) >> only_the_unlikely >> RewardToGo(gamma=0.9) >> "
+        "Whiten(shift_mean=True)\n"
+    )
+    mask_BT = torch.tensor([[True, True, True], [True, False, False]])
+    rollout = gakd.Rollout(mask_BT, torch.tensor([[-2.0, -0.5, -3.0], [-1.5, 0, 0]]), torch.full((2, 3), -1.0))
+    advantages = found["reward"](rollout)[mask_BT]
+    rewards = [1 + 0.81 * 2, 0.9 * 2, 2.0, 0.5]  # by hand: the likely second token has none of its own
+    expected = torch.tensor(rewards)
+    torch.testing.assert_close(advantages, (expected - expected.mean()) / expected.var(unbiased=False).sqrt())
+
+
+def test_the_endpoint_of_the_black_box_page_answers_each_row_twice(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("openai", reason="the extra gakd[api] asks servers")
+    rows = load_rows(str(make_material(tmp_path) / "data"), "valid")
+    monkeypatch.setattr(gakd_data, "load_rows", lambda name, split: rows)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.chdir(tmp_path)
+    with serving(ChatServer()) as server:
+        found = run_page("docs/black-box.md", {}, {"http://localhost:8000/v1": server.url})
+    assert len(found["records"]) == 2 * len(rows)
+    assert len(server.asked) == 2 * len(rows)
+    assert (tmp_path / "responses.jsonl").exists()
+    assert f"{2 * len(rows)} requests" in capsys.readouterr().out
+
+
+def test_the_sampler_of_the_vllm_page_serves_the_students_weights(tmp_path, monkeypatch):
+    pytest.importorskip("openai", reason="the extra gakd[vllm] asks servers")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    given = {
+        "tokenizer": tiny.tokenizer(), "sampling": Sampling(max_new_tokens=5), "student": tiny.model(seed=1),
+        "config": SimpleNamespace(data=DataConfig(max_length=96)), "run": SimpleNamespace(folder=tmp_path),
+    }  # fmt: skip
+    with serving(VllmStub()) as server:
+        found = run_page("docs/vllm.md", given, {"http://localhost:8000/v1": server.url})
+        answered = found["own_text"]([Sample([1, 2, 3], [7, 258]), Sample([4], [8, 258])], 0)
+    assert [sample.prompt_ids for sample in answered] == [[1, 2, 3], [4]]
+    assert len(server.weights) == 1
+
+
+@pytest.fixture(scope="module")
+def names() -> dict:
+    """What docs/write-your-own.md makes, its sampler on a window of two micro-batches."""
+    window = [
+        collate([Example([1, 2, 3], [*range(10, 15), 258], Row("")), Example([4, 5], [20, 258], Row(""))], 256),
+        collate([Example([6], [*range(30, 37), 258], Row(""))], 256),
+    ]
+    given = {
+        "vocab_size": VOCAB, "student": tiny.model(seed=1), "tokenizer": tiny.tokenizer(), "step": 3, "window": window,
+        "pad_token_id": 256, "before": window,
+    }  # fmt: skip
+    return run_page(OWN_PARTS, given)
+
+
+def test_each_part_of_ones_own_takes_less_than_ten_lines():
+    classes = {
+        node.name: node.end_lineno - min([node.lineno, *(entry.lineno for entry in node.decorator_list)]) + 1
+        for block in blocks(ROOT / OWN_PARTS, "python")
+        for node in ast.parse(block).body
+        if isinstance(node, ast.ClassDef)
+    }
+    assert list(classes) == [
+        "TriangularDiscrimination", "LeastSquaresGAN", "PhraseDiscriminator", "Continued", "Brevity",
     ]  # fmt: skip
-    for block in OWN:
-        assert sum(bool(line.strip()) for line in block.splitlines()) < 10
+    assert max(classes.values()) < 10
 
 
 def test_the_divergence_is_right_and_zero_where_the_models_agree(names):
@@ -93,18 +192,25 @@ def test_the_objective_of_the_three_trains_a_student(names):
     assert all(torch.isfinite(parameter).all() for parameter in adversarial.parameters())
 
 
-def test_the_chain_of_the_on_policy_page_prints_as_written_and_runs(capsys):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "on-policy.md").read_text(), re.S)
-    (chain,) = [block for block in blocks if "def only_the_unlikely" in block]
-    found = {name: getattr(gakd, name) for name in gakd.__all__}
-    exec(chain, found)
-    assert capsys.readouterr().out == (
-        "TeacherLogRatio(scale=1.0) >> Clip(low=-5, high=5) >> only_the_unlikely >> RewardToGo(gamma=0.9) >> "
-        "Whiten(shift_mean=True)\n"
+def test_the_sampler_keeps_the_beginning_and_writes_the_end(names):
+    before, after = (
+        [sample for batch in names[window] for sample in samples_of(batch)] for window in ("before", "window")
     )
-    mask_BT = torch.tensor([[True, True, True], [True, False, False]])
-    rollout = gakd.Rollout(mask_BT, torch.tensor([[-2.0, -0.5, -3.0], [-1.5, 0, 0]]), torch.full((2, 3), -1.0))
-    advantages = found["reward"](rollout)[mask_BT]
-    rewards = [1 + 0.81 * 2, 0.9 * 2, 2.0, 0.5]  # by hand: the likely second token has none of its own
-    expected = torch.tensor(rewards)
-    torch.testing.assert_close(advantages, (expected - expected.mean()) / expected.var(unbiased=False).sqrt())
+    assert [sample.prompt_ids for sample in after] == [sample.prompt_ids for sample in before]
+    for old, new in zip(before, after, strict=True):
+        kept = len(old.response_ids) // 2
+        assert new.response_ids[:kept] == old.response_ids[:kept]
+        assert kept < len(new.response_ids) <= kept + 32
+    again = names["sampler"](before, 3)
+    assert [sample.response_ids for sample in again] == [sample.response_ids for sample in after]
+    assert [sample.response_ids for sample in names["sampler"](before, 4)] != [sample.response_ids for sample in after]
+
+
+def test_the_reward_asks_for_short_responses_and_reads_nothing_off_the_mask(names):
+    mask_BT = torch.tensor([[True] * 6, [True] * 3 + [False] * 3])
+    log_probs_BT = torch.where(mask_BT, -1.0, math.nan)
+    rewards_BT = names["Brevity"](tokens=4)(gakd.Rollout(mask_BT, log_probs_BT))
+    assert rewards_BT.tolist() == [[0.0] * 5 + [-0.5], [0.0] * 6]
+    chain = names["Brevity"](tokens=4) >> gakd.GroupNormalize(scale=False) >> gakd.RewardToGo(1)
+    advantages_BT = chain(gakd.Rollout(mask_BT, log_probs_BT, group_B=torch.tensor([0, 0])))
+    torch.testing.assert_close(advantages_BT, torch.where(mask_BT, torch.tensor([[-0.25], [0.25]]), 0))

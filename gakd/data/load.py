@@ -40,9 +40,13 @@ class Data(NamedTuple):
     config: DataConfig | None = None  # what made it
 
 
-def load_data(config: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Data:
-    """All three splits, and the id that pads their batches."""
+def load_data(config: DataConfig, tokenizer: PreTrainedTokenizerBase, batch_size: int = 1) -> Data:
+    """All three splits, and the id that pads their batches; DataError where training does not fill one batch."""
     train, valid, test = (load_split(config, tokenizer, split) for split in ("train", "valid", "test"))
+    if len(train) < batch_size:
+        raise DataError(
+            f"{len(train)} training examples do not fill one batch of {batch_size}: give more data or a smaller --batch-size"
+        )
     if not isinstance(tokenizer.pad_token_id, int):
         raise DataError("the tokenizer has no padding token: load it with gakd.models.load_tokenizer, or set pad_token")
     return Data(train, valid, test, tokenizer.pad_token_id, config)
@@ -52,5 +56,6 @@ def load_split(config: DataConfig, tokenizer: PreTrainedTokenizerBase, split: Sp
     """One split, tokenized; DataError as in `load_rows` and `encode`."""
     named = {"train": None, "valid": config.valid_dataset, "test": config.test_dataset}[split]
     # A file that is named for one split belongs to it whole.
-    rows = load_rows(named or config.dataset, split, config.skip_bad_rows, whole=named is not None)
+    dataset = config.dataset if named is None else named
+    rows = load_rows(dataset, split, config.skip_bad_rows, whole=named is not None)
     return encode(rows, tokenizer, config.template, config.max_length, config.max_prompt_length)

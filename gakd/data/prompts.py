@@ -52,8 +52,8 @@ def encode(
 
     Prompt and response are tokenized apart, so that a prompt's ids never depend on its response. A response longer than
     `max_length` leaves room for is cut, and then does not end; nor does one whose row is not `finished`. DataError where a
-    window leaves no room for a response, where no row is left, or where a chat template is asked of a tokenizer that has
-    none.
+    window leaves no room for a response, where no row is left, where a prompt or a response has no tokens, or where a chat
+    template is asked of a tokenizer that has none.
     """
     if max_prompt_length >= max_length:
         raise DataError(
@@ -72,6 +72,11 @@ def encode(
     response_ids = tokenizer(responses, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
     examples = []
     for row, prompt, response in zip(rows, prompt_ids, response_ids, strict=True):
+        if not (prompt and response):
+            part = "response" if prompt else "prompt"
+            raise DataError(
+                f"{row.where or row.instruction[:40]!r}: its {part} has no token in this tokenizer; change or remove the row"
+            )
         if len(prompt) <= max_prompt_length:
             ids = [*response, tokenizer.eos_token_id] if row.finished else response
             examples.append(Example(prompt, ids[: max_length - len(prompt)], row))
@@ -110,9 +115,10 @@ def render(row: Row, tokenizer: PreTrainedTokenizerBase, template: Template = "c
         return str(
             tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
         )
-    except TemplateError as error:  # templates refuse, say, system prompts or two user messages in a row
+    except (TemplateError, TypeError) as error:  # templates refuse, say, system prompts or two user messages in a row
+        reason = " ".join(str(error).split())
         raise DataError(
-            f"{row.where or row.instruction[:40]!r}: the chat template refuses this conversation ({error}); change its roles"
+            f"{row.where or row.instruction[:40]!r}: the chat template refuses this conversation ({reason}); change its roles"
         ) from error
 
 

@@ -28,6 +28,7 @@ class DataError(InputError):
     """Data that cannot be used as it is; one line: where, what was got, what was expected, what to do."""
 
 
+_ROLES = ("system", "user", "assistant", "tool")
 _FORMATS = "{instruction, input?, output}, {prompt, response} or {messages: [{role, content}, ...]}"
 
 
@@ -35,12 +36,15 @@ def row_from(record: Any, where: str) -> Row:
     """Read a record of one of the accepted formats; DataError, naming `where`, for anything else.
 
     Formats: {instruction, input? or context?, output or response}, {prompt, response or completion or output}, and
-    {messages: [{role, content}, ...]} ending with the assistant. A response may be a list: several references.
+    {messages: [{role, content}, ...]} ending with the assistant. A response may be a list: several references. An input
+    that is null or empty counts as none; one beside a prompt that does not hold it is refused, since it would be lost.
     `finished: false`, which recipes/tools/generate.py writes for a response that was cut, keeps the end-of-text token off
     it. Other keys are ignored.
     """
     if not isinstance(record, Mapping):
-        raise DataError(f"{where}: a row is an object, got {type(record).__name__}; expected {_FORMATS}")
+        raise DataError(
+            f"{where}: a row is an object, got {type(record).__name__}; expected one JSON object a line, {_FORMATS}"
+        )
     if not isinstance(finished := record.get("finished", True), bool):
         raise DataError(
             f"{where}: finished says whether the response has its end, true or false, got {_shown(finished)}"
@@ -48,25 +52,41 @@ def row_from(record: Any, where: str) -> Row:
     if "messages" in record:
         return _conversation(record["messages"], where)._replace(finished=finished)
     if "instruction" in record:
-        instruction, given = record["instruction"], record.get("input", record.get("context"))
+        instruction, given = record["instruction"], _input(record)
         response = _first(record, ("output", "response"), where)
     elif "prompt" in record:
-        instruction, given = record["prompt"], None
+        instruction, given = _prompt(record, where)
         response = _first(record, ("response", "completion", "output"), where)
     else:
-        raise DataError(f"{where}: no known format in keys {sorted(map(str, record))}; expected {_FORMATS}")
+        raise DataError(f"{where}: no known format in keys {_shown(sorted(map(str, record)))}; expected {_FORMATS}")
     text = _text(instruction, "the instruction", where)
-    context = "" if given is None else _text(given, "the input", where, may_be_empty=True)
-    if "instruction" not in record:
-        text, context = unwrap_alpaca(text)
+    context = _text(given, "the input", where, may_be_empty=True)
     return Row(text, context, _responses(response, where), where=where, finished=finished)
+
+
+def _input(record: Mapping[str, Any]) -> Any:
+    """What the instruction is about; empty where there is nothing."""
+    return next((record[key] for key in ("input", "context") if record.get(key) not in (None, "")), "")
+
+
+def _prompt(record: Mapping[str, Any], where: str) -> tuple[str, str]:
+    prompt, beside = _text(record["prompt"], "the instruction", where), _input(record)
+    if not isinstance(beside, str) or beside not in prompt:
+        raise DataError(
+            f"{where}: the prompt does not hold the input beside it, {_shown(beside)}: name the prompt 'instruction', so "
+            f"that both are read, or remove the input"
+        )
+    return unwrap_alpaca(prompt)
 
 
 def unwrap_alpaca(prompt: str) -> tuple[str, str]:
     """Instruction and input of a prompt already set in the Alpaca template; any other prompt as it is."""
-    if "### Instruction:\n" not in prompt or not prompt.rstrip().endswith("### Response:"):
+    opening, mark, rest = prompt.partition("### Instruction:\n")
+    if not mark or not prompt.rstrip().endswith("### Response:"):
         return prompt, ""
-    body = prompt.split("### Instruction:\n", 1)[1].rstrip().removesuffix("### Response:").strip()
+    if opening.strip() and not opening.lstrip().startswith("Below"):  # words of its own, which would be lost
+        return prompt, ""
+    body = rest.rstrip().removesuffix("### Response:").strip()
     instruction, _, context = body.partition("\n\n### Input:\n")
     return instruction.strip(), context.strip()
 
@@ -76,15 +96,15 @@ def _conversation(messages: Any, where: str) -> Row:
         raise DataError(f"{where}: messages must be a list of at least two messages, got {_shown(messages)}")
     read: list[Message] = []
     for message in messages:
-        if not isinstance(message, Mapping) or message.get("role") not in {"system", "user", "assistant", "tool"}:
+        if not isinstance(message, Mapping) or message.get("role") not in _ROLES:
             raise DataError(
                 f"{where}: a message is {{role: system, user, assistant or tool, content: text}}, got {_shown(message)}"
             )
         read.append({"role": message["role"], "content": _text(message.get("content"), "a message's content", where)})
     if read[-1]["role"] != "assistant" or read[-2]["role"] != "user":
-        roles = [message["role"] for message in read]
+        roles = [message["role"] for message in read[-2:]]
         raise DataError(
-            f"{where}: a conversation must end with a user's message and the assistant's response, got roles {roles}"
+            f"{where}: a conversation must end with a user's message and the assistant's response, got last roles {roles}"
         )
     return Row(read[-2]["content"], "", (read[-1]["content"],), tuple(read[:-2]), where)
 
@@ -93,7 +113,7 @@ def _first(record: Mapping[str, Any], keys: tuple[str, ...], where: str) -> Any:
     for key in keys:
         if key in record:
             return record[key]
-    raise DataError(f"{where}: no response in keys {sorted(map(str, record))}; expected {' or '.join(keys)}")
+    raise DataError(f"{where}: no response in keys {_shown(sorted(map(str, record)))}; expected {' or '.join(keys)}")
 
 
 def _responses(value: Any, where: str) -> tuple[str, ...]:

@@ -45,28 +45,13 @@ def load_rows(dataset: str, split: Split, skip_bad_rows: bool = False, whole: bo
     self-inst, vicuna, sinst, uinst; or a hub id owner/name, or owner/name:config. A single file, and a hub set of one
     split, are divided by a hash of the prompt (`split_of`); a hub set that lacks valid or test has them taken out of its
     training rows by the same hash. `whole` takes a single file undivided. A bad row is a DataError that names
-    file and line; with `skip_bad_rows` bad rows are counted and reported as a warning. A split without rows is a DataError.
+    file and line; with `skip_bad_rows` bad rows are counted and reported as a warning. A split without rows is a DataError,
+    as is a file that cannot be read.
     """
-    path = _path(dataset)
-    if dataset == "docstrings":
-        from gakd.data.docstrings import docstring_rows
-
-        rows = docstring_rows(split)
-    elif path.is_dir():
-        rows = _checked(_lines(_file_of(path, split)), skip_bad_rows, str(path))
-    elif path.is_file():
-        rows = [row for row in _checked(_lines(path), skip_bad_rows, str(path)) if whole or split_of(row) == split]
-    elif dataset in _SHORT_NAMES:
-        rows = _known_hub_rows(dataset, split, skip_bad_rows)
-    elif dataset.count("/") == 1 and not dataset.startswith((".", "/", "~")) and path.suffix not in {".jsonl", ".json"}:
-        rows = _hub_rows(dataset, split, skip_bad_rows)
-    else:
-        known = ["docstrings", *_SHORT_NAMES]
-        close = difflib.get_close_matches(dataset, known, 1)
-        raise DataError(
-            f"no dataset {dataset!r}{f', did you mean {close[0]!r}?' if close else ''}: "
-            f"give {', '.join(known)}, a .jsonl file, a folder of train.jsonl, or a hub id owner/name"
-        )
+    try:
+        rows = _rows(dataset, split, skip_bad_rows, whole)
+    except OSError as error:
+        raise DataError(f"cannot read {dataset}: {error.strerror or error}; give a file that can be read") from error
     if not rows:
         raise DataError(
             f"{dataset} has no rows for the split {split!r}: give a larger file, or a folder with {split}.jsonl"
@@ -74,7 +59,31 @@ def load_rows(dataset: str, split: Split, skip_bad_rows: bool = False, whole: bo
     return rows
 
 
+def _rows(dataset: str, split: Split, skip_bad_rows: bool, whole: bool) -> list[Row]:
+    path = _path(dataset)
+    if dataset == "docstrings":
+        from gakd.data.docstrings import docstring_rows
+
+        return docstring_rows(split)
+    if path.is_dir():
+        return _checked(_lines(_file_of(path, split)), skip_bad_rows, str(path))
+    if path.is_file():
+        return [row for row in _checked(_lines(path), skip_bad_rows, str(path)) if whole or split_of(row) == split]
+    if dataset in _SHORT_NAMES:
+        return _known_hub_rows(dataset, split, skip_bad_rows)
+    if dataset.count("/") == 1 and not dataset.startswith((".", "/", "~")) and path.suffix not in {".jsonl", ".json"}:
+        return _hub_rows(dataset, split, skip_bad_rows)
+    known = ["docstrings", *_SHORT_NAMES]
+    close = difflib.get_close_matches(dataset, known, 1)
+    raise DataError(
+        f"no dataset {dataset!r}{f', did you mean {close[0]!r}?' if close else ''}: "
+        f"give {', '.join(known)}, a .jsonl file, a folder of train.jsonl, or a hub id owner/name"
+    )
+
+
 def _path(dataset: str) -> Path:
+    if not dataset.strip():
+        raise DataError("the dataset's name is empty: give a name, a file or a folder")
     try:
         path = Path(dataset).expanduser()
         path.exists()  # asks the file system, which may refuse the name itself
@@ -137,7 +146,7 @@ def _checked(records: Iterable[tuple[str, Any]], skip_bad_rows: bool, name: str)
     if reasons:
         listed = "; ".join(f"{count}x {reason}" for reason, count in reasons.most_common(4))
         warnings.warn(
-            f"{name}: left out {reasons.total()} bad rows ({listed}), the first at {examples[0]}", stacklevel=3
+            f"{name}: left out {reasons.total()} bad rows ({listed}), the first at {examples[0]}", stacklevel=4
         )
     return rows
 

@@ -22,7 +22,7 @@ class Windows:
 
     def __init__(self, lengths: Sequence[int], batch_size: int, seed: int) -> None:
         if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+            raise InputError(f"batch_size must be at least 1, got {batch_size}")
         if len(lengths) < batch_size:
             raise InputError(
                 f"{len(lengths)} examples do not fill one batch of {batch_size}: give more data or a smaller --batch-size"
@@ -58,7 +58,7 @@ def split_window(
     if len(window) % world_size:
         raise ValueError(f"a window of {len(window)} examples cannot be dealt evenly to {world_size} processes")
     if micro_batch_size < 1:
-        raise ValueError(f"micro_batch_size must be at least 1, got {micro_batch_size}")
+        raise InputError(f"micro_batch_size must be at least 1, got {micro_batch_size}")
     own = sorted(window, key=lambda index: (lengths[index], index))[rank::world_size]
     return [own[start : start + micro_batch_size] for start in range(0, len(own), micro_batch_size)]
 

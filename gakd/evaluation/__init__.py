@@ -6,7 +6,7 @@ from gakd.evaluation.held_out import EvaluationConfig, HeldOut, conclude
 from gakd.evaluation.plots import plot_metrics
 from gakd.evaluation.report import checkpoints_table, comparison_table, completions_table
 from gakd.evaluation.resumable import ResumableRows
-from gakd.evaluation.teacher_metrics import divergences_to_teacher, teacher_outputs
+from gakd.evaluation.teacher_metrics import divergence_sums, divergences_to_teacher, teacher_outputs
 from gakd.evaluation.text_metrics import corpus_exact_match, corpus_rouge_l, exact_match, rouge_l
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "corpus_exact_match",
     "corpus_rouge_l",
     "decode",
+    "divergence_sums",
     "divergences_to_teacher",
     "evaluate",
     "exact_match",

@@ -79,12 +79,18 @@ class HeldOut:
         return scores
 
     def scores(self, student: nn.Module) -> dict[str, Any]:
-        """Everything on the test split, as JSON: `Evaluation` of the student and, where there is one, of the teacher."""
+        """Everything on the test split, as JSON: `Evaluation` of the student and, where there is one, of the teacher; and
+        the examples that were answered, so that the run's folder explains its own predictions.
+        """
         if not distributed.is_initialized() or distributed.get_rank() == 0:
             print(f"Evaluating on {len(self.test)} test examples, before training", flush=True)
-        scores = {"student": asdict(self._evaluate(student))}
+        scores: dict[str, Any] = {"student": asdict(self._evaluate(student))}
         if self.teacher is not None:
             scores["teacher"] = asdict(self._evaluate_teacher(self.teacher))
+        rows = [example.row for example in self.test[: self.config.text_examples]]
+        scores["examples"] = [
+            {"instruction": row.instruction, "input": row.input, "responses": list(row.responses)} for row in rows
+        ]
         return scores
 
     def after(self, student: nn.Module) -> Evaluation:

@@ -13,10 +13,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-_VALID = "valid/"
+VALID = "valid/"
 
 
-class _Panel(NamedTuple):
+class Panel(NamedTuple):
     title: str
     unit: str
     series: tuple[str, ...]
@@ -26,25 +26,23 @@ class _Panel(NamedTuple):
     limits: tuple[float, float] | None = None
 
 
-_PANELS = (
-    _Panel("Objective", "weighted sum", ("loss",)),
-    _Panel("Cross-entropy", "nats / token", ("cross_entropy",)),
-    _Panel("Divergence to the teacher", "nats / token", ("forward_kl", "reverse_kl", "jensen_shannon")),
-    _Panel("ROUGE-L", "%", ("rouge_l",)),
-    _Panel("Exact match", "%", ("exact_match",)),
-    _Panel("Response length", "tokens", ("response_length",)),
-    _Panel("Finished responses", "share", ("finished",), limits=(-0.03, 1.03)),
-    _Panel("Losses of the game", "per sequence", ("adversarial", "discriminator")),
-    _Panel(
-        "Discriminator accuracy", "share", ("discriminator_accuracy",), line=(0.5, "guessing"), limits=(-0.03, 1.03)
-    ),
-    _Panel("Discriminator margin", "score, teacher − student", ("discriminator_margin",), line=(0.0, "no difference")),
-    _Panel("Discriminator penalty", "per sequence", ("discriminator_penalty",)),
-    _Panel("Gradient norms", "L2, before clipping", ("gradient_norm", "discriminator_gradient_norm"), log=True),
-    _Panel("Learning rate", "", ("learning_rate",), scientific=True),
-    _Panel("Throughput", "tokens / s", ("tokens_per_second",)),
+PANELS = (
+    Panel("Objective", "weighted sum", ("loss",)),
+    Panel("Cross-entropy", "nats / token", ("cross_entropy",)),
+    Panel("Divergence to the teacher", "nats / token", ("forward_kl", "reverse_kl", "jensen_shannon")),
+    Panel("ROUGE-L", "%", ("rouge_l",)),
+    Panel("Exact match", "%", ("exact_match",)),
+    Panel("Response length", "tokens", ("response_length",)),
+    Panel("Finished responses", "share", ("finished",), limits=(-0.03, 1.03)),
+    Panel("Losses of the game", "per sequence", ("adversarial", "discriminator")),
+    Panel("Discriminator accuracy", "share", ("discriminator_accuracy",), line=(0.5, "guessing"), limits=(-0.03, 1.03)),
+    Panel("Discriminator margin", "score, teacher − student", ("discriminator_margin",), line=(0.0, "no difference")),
+    Panel("Discriminator penalty", "per sequence", ("discriminator_penalty",)),
+    Panel("Gradient norms", "L2, before clipping", ("gradient_norm", "discriminator_gradient_norm"), log=True),
+    Panel("Learning rate", "", ("learning_rate",), scientific=True),
+    Panel("Throughput", "tokens / s", ("tokens_per_second",)),
 )
-_LABELS = {
+LABELS = {
     "forward_kl": "KL(teacher‖student)",
     "reverse_kl": "KL(student‖teacher)",
     "jensen_shannon": "Jensen-Shannon",
@@ -63,9 +61,9 @@ def plot_metrics(csv_path: str | Path, png_path: str | Path) -> None:
     Related columns share a panel, a column that none claims gets its own, and empty or non-finite cells are skipped.
     Raises ValueError where the file has no column `step` or nothing to draw.
     """
-    series = _read(Path(csv_path))
-    panels = [*_PANELS, *_own_panels(series)]
-    panels = [panel for panel in panels if any(name in series or _VALID + name in series for name in panel.series)]
+    series = read_series(Path(csv_path))
+    panels = [*PANELS, *own_panels(series)]
+    panels = [panel for panel in panels if any(name in series or VALID + name in series for name in panel.series)]
     if not panels:
         raise ValueError(f"{csv_path} has no metric to draw: expected numbers in columns beside `step`")
     columns = min(3, len(panels))
@@ -87,21 +85,22 @@ def plot_metrics(csv_path: str | Path, png_path: str | Path) -> None:
     figure.savefig(png_path)
 
 
-def _read(path: Path) -> dict[str, Series]:
-    """Column -> its steps and values."""
+def read_series(path: Path) -> dict[str, Series]:
+    """Column -> its steps and values, without the cells that are no finite number. ValueError without a column `step`."""
     series: dict[str, Series] = {}
-    with path.open(newline="") as file:
-        reader = csv.DictReader(file)
-        if "step" not in (reader.fieldnames or []):
-            raise ValueError(f"{path} has columns {reader.fieldnames}: expected a metrics CSV with a column `step`")
-        for row in reader:
-            step = _number(row.pop("step"))
-            for name, cell in row.items():
-                value = _number(cell)
-                if step is not None and value is not None:
-                    steps, values = series.setdefault(name, ([], []))
-                    steps.append(step)
-                    values.append(value)
+    # What follows the last line break is a row that is still being written, or that a kill cut short.
+    reader = csv.DictReader(path.read_text(encoding="utf-8").rpartition("\n")[0].splitlines(), restkey="")
+    if "step" not in (reader.fieldnames or []):
+        raise ValueError(f"{path} has columns {reader.fieldnames}: expected a metrics CSV with a column `step`")
+    for row in reader:
+        row.pop("", None)  # cells beyond the header
+        step = _number(row.pop("step"))
+        for name, cell in row.items():
+            value = _number(cell)
+            if step is not None and value is not None:
+                steps, values = series.setdefault(name, ([], []))
+                steps.append(step)
+                values.append(value)
     return series
 
 
@@ -113,25 +112,25 @@ def _number(cell: str | None) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _own_panels(series: Iterable[str]) -> list[_Panel]:
-    """Panels of columns that `_PANELS` does not name: a user's own term, say."""
-    known = {name for panel in _PANELS for name in panel.series} | {"tokens", "padding"}  # these are the data's doing
-    names = dict.fromkeys(name.removeprefix(_VALID) for name in series)
-    return [_Panel(name.replace("_", " ").capitalize(), "", (name,)) for name in names if name not in known]
+def own_panels(series: Iterable[str]) -> list[Panel]:
+    """Panels of columns that `PANELS` does not name: a user's own term, say."""
+    known = {name for panel in PANELS for name in panel.series} | {"tokens", "padding"}  # these are the data's doing
+    names = dict.fromkeys(name.removeprefix(VALID) for name in series)
+    return [Panel(name.replace("_", " ").capitalize(), "", (name,)) for name in names if name not in known]
 
 
-def _draw(axes: Axes, panel: _Panel, series: dict[str, Series]) -> None:
-    both = any(name in series for name in panel.series) and any(_VALID + name in series for name in panel.series)
+def _draw(axes: Axes, panel: Panel, series: dict[str, Series]) -> None:
+    both = any(name in series for name in panel.series) and any(VALID + name in series for name in panel.series)
     for name, color in zip(panel.series, _COLORS, strict=False):
-        label = _LABELS.get(name, "")
+        label = LABELS.get(name, "")
         if name in series:
             text = ", ".join(filter(None, (label, "train" if both else "")))
             lone = "." if len(series[name][0]) == 1 else ""  # a line through one point shows nothing
             axes.plot(*series[name], color=color, linewidth=0.9, marker=lone, alpha=0.75, label=text or "_", zorder=2)
-        if _VALID + name in series:
+        if VALID + name in series:
             text = ", ".join(filter(None, (label, "valid" if both else "")))
             (line,) = axes.plot(
-                *series[_VALID + name], color=color, marker="o", markersize=5.5, label=text or "_", zorder=3
+                *series[VALID + name], color=color, marker="o", markersize=5.5, label=text or "_", zorder=3
             )
             line.set(linestyle=":", linewidth=0 if both else 0.8, markeredgecolor="black", markeredgewidth=0.7)
     if panel.line is not None:

@@ -17,7 +17,7 @@ MAX_PROMPT_CHARACTERS = 180
 _CAPTION = "↓ lower is better, ↑ higher is better"
 
 
-class _Metric(NamedTuple):
+class Metric(NamedTuple):
     field: str
     title: str
     short: str
@@ -30,15 +30,15 @@ class _Metric(NamedTuple):
         return {"lower": "↓", "higher": "↑", None: ""}[self.better]
 
 
-_METRICS = (
-    _Metric("cross_entropy", "cross-entropy", "CE", "nats", "lower", 3),
-    _Metric("forward_kl", "KL(teacher‖student)", "KL(t‖s)", "nats", "lower", 3),
-    _Metric("reverse_kl", "KL(student‖teacher)", "KL(s‖t)", "nats", "lower", 3),
-    _Metric("own_reverse_kl", "KL(student‖teacher), own text", "own KL(s‖t)", "nats", "lower", 3),
-    _Metric("rouge_l", "ROUGE-L", "ROUGE-L", "%", "higher", 2),
-    _Metric("exact_match", "exact match", "match", "%", "higher", 2),
-    _Metric("response_length", "response length", "length", "tokens", None, 1),
-    _Metric("finished", "finished", "finished", "share", "higher", 3),
+METRICS = (
+    Metric("cross_entropy", "cross-entropy", "CE", "nats", "lower", 3),
+    Metric("forward_kl", "KL(teacher‖student)", "KL(t‖s)", "nats", "lower", 3),
+    Metric("reverse_kl", "KL(student‖teacher)", "KL(s‖t)", "nats", "lower", 3),
+    Metric("own_reverse_kl", "KL(student‖teacher), own text", "own KL(s‖t)", "nats", "lower", 3),
+    Metric("rouge_l", "ROUGE-L", "ROUGE-L", "%", "higher", 2),
+    Metric("exact_match", "exact match", "match", "%", "higher", 2),
+    Metric("response_length", "response length", "length", "tokens", None, 1),
+    Metric("finished", "finished", "finished", "share", "higher", 3),
 )
 
 
@@ -103,36 +103,36 @@ def _cut(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
 
 
-def _present(evaluations: Mapping[str, Evaluation]) -> list[_Metric]:
+def _present(evaluations: Mapping[str, Evaluation]) -> list[Metric]:
     if not evaluations:
         raise ValueError("a table needs at least one evaluation, got none")
-    return [m for m in _METRICS if any(getattr(evaluation, m.field) is not None for evaluation in evaluations.values())]
+    return [m for m in METRICS if any(getattr(evaluation, m.field) is not None for evaluation in evaluations.values())]
 
 
-def _cell(evaluation: Evaluation, metric: _Metric, separator: str = " ") -> Text:
+def _cell(evaluation: Evaluation, metric: Metric, separator: str = " ") -> Text:
     value = getattr(evaluation, metric.field)
     if value is None:
         return Text("–", style="dim")
     spread, decimals = evaluation.std.get(metric.field), metric.decimals
-    return Text(_rounded(value, decimals) + ("" if spread is None else f"{separator}±{spread:.{decimals}f}"))
+    return Text(rounded(value, decimals) + ("" if spread is None else f"{separator}±{spread:.{decimals}f}"))
 
 
-def _change(before: Evaluation, after: Evaluation, metric: _Metric) -> Text:
+def _change(before: Evaluation, after: Evaluation, metric: Metric) -> Text:
     first, second = getattr(before, metric.field), getattr(after, metric.field)
     if first is None or second is None:
         return Text("–", style="dim")
-    shown = _rounded(second - first, metric.decimals, sign="+")
+    shown = rounded(second - first, metric.decimals, sign="+")
     if metric.better is None or float(shown) == 0:
         return Text(shown)
     improved = (second < first) == (metric.better == "lower")
     return Text(f"{shown} {'better' if improved else 'worse'}", style="green" if improved else "red")
 
 
-def _rounded(value: float, decimals: int, sign: str = "") -> str:
+def rounded(value: float, decimals: int, sign: str = "") -> str:
     return f"{round(value, decimals) + 0.0:{sign}.{decimals}f}"  # adding 0 turns -0.0, as of a rounded KL, into 0.0
 
 
-def _is_best(evaluation: Evaluation, evaluations: Mapping[str, Evaluation], metric: _Metric) -> bool:
+def _is_best(evaluation: Evaluation, evaluations: Mapping[str, Evaluation], metric: Metric) -> bool:
     values = [value for other in evaluations.values() if (value := getattr(other, metric.field)) is not None]
     if metric.better is None or not values:
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -35,13 +36,27 @@ def divergences_to_teacher(
         raise ValueError(
             "divergences are means over the tokens of examples, got none: check the split and max_examples"
         )
+    sums = divergence_sums(student, teacher, examples, pad_token_id, batch_size, terms)
+    tokens = sum(len(example.response_ids) for example in examples)
+    return {name: math.fsum(of_examples) / tokens for name, of_examples in sums.items()}
+
+
+def divergence_sums(
+    student: nn.Module,
+    teacher: nn.Module | Sequence[TeacherOutput] | None,
+    examples: Sequence[Example],
+    pad_token_id: int,
+    batch_size: int = 8,
+    terms: Sequence[TokenTerm] = TERMS,
+) -> dict[str, list[float]]:
+    """`{term.name: sum over the response tokens of each example}`, in nats; the rest as in `divergences_to_teacher`."""
     if not isinstance(teacher, nn.Module) and teacher is not None and len(teacher) != len(examples):
         raise ValueError(
             f"expected one teacher output an example, got {len(teacher)} for {len(examples)} examples: "
             f"call teacher_outputs with the same examples"
         )
     terms = [term for term in terms if teacher is not None or not term.needs_teacher]
-    sums, tokens = dict.fromkeys((term.name for term in terms), 0.0), 0
+    sums = {term.name: [0.0] * len(examples) for term in terms}
     with evaluating(student):
         for indices in _batches(examples, batch_size):
             chosen = [examples[index] for index in indices]
@@ -50,12 +65,11 @@ def divergences_to_teacher(
                 target = _joined(teacher_outputs(teacher, chosen, pad_token_id, batch_size), batch)
             else:
                 target = None if teacher is None else _joined([teacher[index] for index in indices], batch)
-            labels_N = batch.labels_N
-            values = token_values(hidden_rows(student, batch), head_of(student), labels_N, terms, target)
+            values = token_values(hidden_rows(student, batch), head_of(student), batch.labels_N, terms, target)
             for name, values_N in values.items():
-                sums[name] += values_N.double().sum().item()
-            tokens += len(labels_N)
-    return {name: total / tokens for name, total in sums.items()}
+                for index, own in zip(indices, values_N.double().split(batch.lengths), strict=True):
+                    sums[name][index] = own.sum().item()
+    return sums
 
 
 def teacher_outputs(

@@ -76,12 +76,14 @@ def main(config: Config) -> None:
     with run.main_first():
         tokenizer = load_shared_tokenizer(config.models)
         student = load_student(config.models)
-        data = load_data(config.data, tokenizer)
+        data = load_data(config.data, tokenizer, config.run.batch_size)
         teacher = load_teacher(config.models, data, run.teacher_dtype, run.loading_device)
         if not isinstance(teacher, LocalTeacher):
             raise InputError("logits of prompt and padding are read too, a cache has none: leave out --teacher-cache")
         vocab_size = min(head_of(student).vocab_size, teacher.head.vocab_size)
-        discriminator = pretrained_discriminator(config.discriminator, vocab_size, config.discriminator_layers)
+        discriminator = pretrained_discriminator(
+            config.discriminator, vocab_size, config.discriminator_layers, config.models.trust_remote_code
+        )
     held_out = HeldOut(teacher, tokenizer, data, config.evaluation)
 
     # For the names and units of the log alone: the sums are formed below.

@@ -73,12 +73,14 @@ def main(config: Config) -> None:
     with run.main_first():
         tokenizer = load_shared_tokenizer(config.models)
         student = load_student(config.models)
-        data = load_data(config.data, tokenizer)
+        data = load_data(config.data, tokenizer, config.run.batch_size)
         teacher = None
         if config.models.teacher is not None:
             teacher = load_reader(config.models, run.teacher_dtype, run.loading_device)
             data = data._replace(train=teacher_examples(teacher, tokenizer, data, config.text, config.run))
-        backbone = load_backbone(config.discriminator, config.discriminator_layers, attention="sdpa")
+        backbone = load_backbone(
+            config.discriminator, config.discriminator_layers, "sdpa", config.models.trust_remote_code
+        )
     held_out = HeldOut(teacher, tokenizer, data, config.evaluation)
 
     temperature, begin, game = config.student_temperature, config.adversarial_start, RelativisticGAN(r1=0, r2=0)

@@ -43,15 +43,18 @@ class Config:
     """Hidden states per file, about; what an interruption costs at most."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """The teacher's arithmetic and what is stored; auto as recipes run teachers: bfloat16 on a GPU, else float32."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with a model's files. It can do anything on this machine: read it first."""
     data: DataConfig = field(default_factory=DataConfig)
 
 
 def main(config: Config) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = config.dtype if config.dtype != "auto" else ("bfloat16" if device.type == "cuda" else "float32")
-    tokenizer = load_tokenizer(config.tokenizer or config.teacher)
+    tokenizer = load_tokenizer(config.tokenizer or config.teacher, config.trust_remote_code)
     if config.tokenizer is not None:
-        check_tokenizers(tokenizer, load_tokenizer(config.teacher), (config.tokenizer, config.teacher))
+        own = load_tokenizer(config.teacher, config.trust_remote_code)
+        check_tokenizers(tokenizer, own, (config.tokenizer, config.teacher))
     splits = {split: load_split(config.data, tokenizer, split) for split in config.splits}
     # A sequence that comes twice is read once, whatever split it is in.
     examples = list({example.key: example for split in splits.values() for example in split}.values())
@@ -68,7 +71,7 @@ def main(config: Config) -> None:
     if writer.complete:
         print(f"{config.output} is complete, every byte as it was written")
     else:
-        model = load_model(config.teacher, DTYPES[dtype]).to(device)  # type: ignore[arg-type]
+        model = load_model(config.teacher, DTYPES[dtype], None, config.trust_remote_code).to(device)  # type: ignore[arg-type]
         fill(writer, LocalTeacher(model), batches, config, special_ids(tokenizer)[1])
     report(writer, config)
 
@@ -79,7 +82,7 @@ def teacher_files(config: Config) -> dict[str, dict[str, Any]]:
     folder = local_folder(config.teacher)
     files = model_files(folder, known) if folder is not None else {}
     if not files:
-        load_model(config.teacher)
+        load_model(config.teacher, trust_remote_code=config.trust_remote_code)
         folder = local_folder(config.teacher)
         files = model_files(folder, known) if folder is not None else {}
     if folder is None or not files or (folder / "adapter_config.json").exists():

@@ -47,6 +47,8 @@ class Config:
     """Weights and arithmetic; bfloat16 is for GPUs."""
     output: Path | None = None
     """JSON file for settings, numbers of each seed, and the responses of the first."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with a model's files. It can do anything on this machine: read it first."""
     data: DataConfig = field(default_factory=DataConfig)
 
 
@@ -56,14 +58,15 @@ def main(config: Config) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = getattr(torch, config.dtype)
     # One tokenizer for all, so that every checkpoint answers the same prompts and is scored on the same tokens.
-    tokenizer = load_tokenizer(config.students[0])
+    tokenizer = load_tokenizer(config.students[0], config.trust_remote_code)
     for name in [*config.students[1:], *filter(None, [config.teacher])]:
-        check_tokenizers(tokenizer, load_tokenizer(name), (config.students[0], name))
+        other = load_tokenizer(name, config.trust_remote_code)
+        check_tokenizers(tokenizer, other, (config.students[0], name))
     examples = load_split(config.data, tokenizer, config.split)[: config.max_examples]
 
     targets = None
     if config.teacher is not None:  # its hidden states and its head stay, its layers make room
-        teacher = load_model(config.teacher, dtype).to(device)  # type: ignore[arg-type]
+        teacher = load_model(config.teacher, dtype, None, config.trust_remote_code).to(device)  # type: ignore[arg-type]
         targets = teacher_outputs(teacher, examples, special_ids(tokenizer)[1], config.batch_size)
         del teacher
 
@@ -75,7 +78,7 @@ def main(config: Config) -> None:
         task = progress.add_task("", total=len(config.students) * len(seeds) * len(examples))
         for name in config.students:
             progress.update(task, description=name)
-            student = load_model(name, dtype).to(device)  # type: ignore[arg-type]
+            student = load_model(name, dtype, None, config.trust_remote_code).to(device)  # type: ignore[arg-type]
             evaluations[name] = evaluate(
                 student, targets, tokenizer, examples, sampling, batch_size=config.batch_size, seeds=seeds,
                 on_progress=lambda prompts: progress.advance(task, prompts),

@@ -39,20 +39,23 @@ class Config:
     """Leave out responses that --max-new-tokens cut; kept, they are marked so and train without an end-of-text token."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Weights and arithmetic; bfloat16 is for GPUs."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with a model's files. It can do anything on this machine: read it first."""
     data: DataConfig = field(default_factory=DataConfig)
     sampling: Sampling = field(default_factory=Sampling)
 
 
 def main(config: Config) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = load_tokenizer(config.model)
+    tokenizer = load_tokenizer(config.model, config.trust_remote_code)
     examples = load_split(config.data, tokenizer, config.split)[: config.max_examples]
     settings = asdict(config) | {"examples": len(examples), "device": device.type}
-    del settings["output"]  # a file may be moved, and go on there
+    del settings["output"], settings["trust_remote_code"]  # a file may be moved, and go on there
     written = ResumableRows(config.output, settings)
 
     def load() -> nn.Module:
-        return nn.Module.to(load_model(config.model, getattr(torch, config.dtype)), device)
+        model = load_model(config.model, getattr(torch, config.dtype), None, config.trust_remote_code)
+        return nn.Module.to(model, device)
 
     write_responses(written, load, tokenizer, examples, config.sampling, config.batch_size, config.drop_unfinished)
     counts = f"{written.totals['rows']} rows for {len(examples)} prompts"

@@ -1,0 +1,84 @@
+"""What the losses hold beside the models: the game against the discriminator, and the rows of a chunk. On fake tensors."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from gakd.adversarial import Adversarial
+from gakd.discriminators import TransformerDiscriminator
+from gakd.divergences import CrossEntropy, ReverseKL
+from gakd.games import RelativisticGAN
+from gakd.kernel import row_losses_and_gradient
+from gakd.live_bytes import LiveBytes
+from gakd.objective import Coefficients
+from gakd.readouts import CenteredLogitReadout
+from gakd.types import Batch, Head, LogitShape, StudentOutput, StudentRows, TeacherOutput
+
+
+@dataclass(frozen=True)
+class GameBytes:
+    """Bytes of one micro-batch's game, weights and gradients of the discriminator apart."""
+
+    forward: int  # the most, in the backward of a gradient penalty
+    kept: int  # after it, for the student's backward
+
+
+def game_bytes(
+    readout_width: int,
+    widths: tuple[int, int],
+    sequences: int,
+    supervised: int,
+    dtypes: tuple[torch.dtype, torch.dtype],
+) -> GameBytes:
+    """Of recipes/gakd.py's game; widths and types of hidden states are the student's and the teacher's."""
+    with FakeTensorMode():
+        vocabulary = 2  # what grows with it, weights and gradients of the map and of the head, is counted apart
+        readout = CenteredLogitReadout(vocabulary, readout_width)
+        adversarial = Adversarial(TransformerDiscriminator(readout_width), RelativisticGAN(), readout)
+        rows_N = torch.zeros(sequences * supervised, dtype=torch.int64)
+        ids_BT = torch.zeros(sequences, supervised, dtype=torch.int64)
+        batch = Batch(ids_BT, ids_BT, ids_BT, rows_N, rows_N, (supervised,) * sequences, len(rows_N))
+        student_NH, teacher_NH = (
+            torch.zeros(len(rows_N), width, dtype=dtype) for width, dtype in zip(widths, dtypes, strict=True)
+        )
+        student_head, teacher_head = (Head(torch.zeros(vocabulary, width)) for width in widths)
+        student_head.weight.requires_grad_()
+        owned: list[Tensor] = [student_NH, teacher_NH, rows_N, ids_BT, student_head.weight, teacher_head.weight]
+        for parameter in adversarial.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+            owned += [parameter, parameter.grad]
+        coefficients = Coefficients({adversarial.name: 1.0}, 1.0, math.inf)
+        with LiveBytes(owned) as live:
+            live_NR = readout.live(student_NH.requires_grad_(), student_head, coefficients.step_rows)
+            rows = StudentRows(live_NR, student_NH.detach())
+            output = StudentOutput(live_NR.new_zeros(()), {}, rows)
+            played = adversarial(output, TeacherOutput(teacher_NH, teacher_head), batch, coefficients)
+            kept = live.now
+        del played
+    return GameBytes(live.peak, kept)
+
+
+def discriminator_entries(readout_width: int) -> int:
+    """Parameters of the discriminator behind its map."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in TransformerDiscriminator(readout_width).parameters())
+
+
+def row_bytes(rows: int, vocab_size: int, student: torch.dtype, teacher: torch.dtype | None) -> int:
+    """The most that cross entropy and reverse KL of some rows hold beside their logits, computed eagerly."""
+    with FakeTensorMode():
+        student_NV = torch.zeros(rows, vocab_size, dtype=student)
+        teacher_NV = None if teacher is None else torch.zeros(rows, vocab_size, dtype=teacher)
+        labels_N = torch.zeros(rows, dtype=torch.int64)
+        terms = [CrossEntropy()] if teacher is None else [CrossEntropy(), ReverseKL()]
+        owned = [student_NV, labels_N, *([] if teacher_NV is None else [teacher_NV])]
+        with LiveBytes(owned) as live:
+            row_losses_and_gradient(
+                student_NV, teacher_NV, labels_N, terms, [1.0] * len(terms), LogitShape(), LogitShape()
+            )
+    return live.peak

@@ -1,0 +1,187 @@
+"""What is counted without weights, against models that exist and what PyTorch's allocator gave out for them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.profiler import ProfilerActivity, profile
+
+from gakd.footprint import Adapters, reader_activations, shape, student_activations
+from gakd.known_models import known_config, known_names
+from gakd.live_bytes import LiveBytes, fill_
+from gakd.loss_footprint import discriminator_entries, row_bytes
+from gakd.models import add_lora, hidden_rows, prune_layers
+from gakd.types import Batch
+from tests import tiny
+
+# Published with the weights: entries of the safetensors files, tied heads once.
+PUBLISHED = {
+    "Qwen3-0.6B": 596_049_920,
+    "Qwen3-8B": 8_190_735_360,
+    "Qwen2.5-0.5B": 494_032_768,
+    "Qwen2.5-7B": 7_615_616_512,
+    "Llama-3.2-1B": 1_235_814_400,
+    "Llama-3.1-8B": 8_030_261_248,
+    "Llama-3.1-70B": 70_553_706_496,
+    "SmolLM2-135M": 134_515_008,
+    "SmolLM2-1.7B": 1_711_376_384,
+    "gpt2": 124_439_808,
+    "gpt2-xl": 1_557_611_200,
+}
+
+
+def batch(sequences: int, length: int, supervised: int) -> Batch:
+    labels = torch.full((sequences, length), -100)
+    labels[:, -supervised:] = 5
+    ids = torch.ones(sequences, length, dtype=torch.int64)
+    return Batch.of(ids, ids, labels)
+
+
+def allocated(profiler: profile) -> tuple[int, int]:
+    """The most bytes that lived while it ran, and what lived at its end."""
+    assert profiler.profiler is not None
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    now = highest = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        now += event.nbytes()
+        highest = max(highest, now)
+    return highest, now
+
+
+def test_live_bytes_follow_what_lives_and_leave_owned_tensors_out():
+    weight = torch.ones(100)
+    with LiveBytes([weight]) as live:
+        first = weight * 2
+        view = first[:10]
+        weight.add_(1)
+        assert live.now == 400
+        second = first.double()
+        assert (live.now, live.peak) == (1200, 1200)
+        del second
+        assert (live.now, live.peak) == (400, 1200)
+        del first
+        assert live.now == 400  # a view keeps what it looks at
+        del view
+        live.restart()
+        assert (live.now, live.peak) == (0, 0)
+
+
+def test_live_bytes_see_what_autograd_keeps_and_frees():
+    weight = nn.Parameter(torch.ones(10, 10))
+    with LiveBytes([weight]) as live:
+        loss = weight.exp().sum()
+        assert live.now == 404  # exp keeps its result
+        loss.backward()
+        assert live.now == 404  # which is gone; the gradient is there
+        assert live.peak == 400 + 400 + 4 + 4  # both at once, the loss, and its gradient
+
+
+def test_filled_models_keep_ties_and_types_and_have_gradients():
+    with torch.device("meta"):
+        model = tiny.model(tied=True)
+    with FakeTensorMode():
+        owned = fill_(model, torch.bfloat16)
+    head = model.get_output_embeddings().weight
+    assert head is model.get_input_embeddings().weight
+    assert head.dtype is torch.bfloat16
+    assert head.grad is not None
+    assert len(owned) == 2 * len(list(model.parameters())) + len(list(model.buffers()))
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_known_architectures_have_their_published_number_of_parameters(name):
+    config = known_config(name)
+    assert config is not None
+    assert shape(config, (), Adapters())[0].parameters == PUBLISHED[name]
+
+
+def test_known_names_lose_owner_and_suffix():
+    assert {type(known_config(name)).__name__ for name in known_names()} == {
+        "Qwen3Config",
+        "Qwen2Config",
+        "LlamaConfig",
+        "GPT2Config",
+    }
+    plain, dressed = known_config("Llama-3.1-8B"), known_config("meta-llama/Meta-Llama-3.1-8B-Instruct")
+    assert plain is not None
+    assert dressed is not None
+    assert plain.to_dict() == dressed.to_dict()
+    assert known_config("Qwen9-1B") is None
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.parametrize("tied", [True, False])
+def test_shapes_are_those_of_the_real_model(tied, rank):
+    real = tiny.model(layers=4, tied=tied)
+    counted, config = shape(real.config, (2,), Adapters(rank))
+    pruned = prune_layers(real, (2,))
+    student = add_lora(pruned, rank, 32, 0.1) if rank else pruned
+    parameters = list(student.parameters())
+    layer = list(pruned.model.layers[0].parameters())
+    assert config.num_hidden_layers == counted.layers == 2
+    assert counted.parameters == sum(parameter.numel() for parameter in parameters)
+    assert counted.trainable == sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    assert counted.layer == sum(parameter.numel() for parameter in layer)
+    assert counted.trainable_layer == sum(parameter.numel() for parameter in layer if parameter.requires_grad)
+    # Embeddings and the last norm, and a head of its own.
+    assert counted.rest == 272 * 32 * (1 if tied else 2) + 32
+    linear = [module for module in pruned.model.layers.modules() if type(module) is nn.Linear]
+    assert counted.products == sum(module.weight.numel() for module in linear)
+    assert (counted.head, counted.head_trains, counted.tied) == (272 * 32, rank == 0, tied)
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_activations_are_what_the_allocator_gives_out(rank, mixed, checkpointing):
+    """A real model of five layers, against what two of one and two layers say of it."""
+    torch.manual_seed(0)
+    model = tiny.model(layers=5, width=64).requires_grad_(not rank)
+    counted = student_activations(
+        model.config, 3, 40, 24, Adapters(rank, 0.1), torch.float32, mixed, checkpointing, fused_dropout=False
+    )
+    if checkpointing:
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    student = (add_lora(model, rank, 32, 0.1) if rank else model).train()
+    rows = batch(3, 40, 24)
+    for parameter in student.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=mixed)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as forward, autocast:
+        hidden_NH = hidden_rows(student, rows)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as backward:
+        hidden_NH.backward(torch.zeros_like(hidden_NH))
+    states = 5 * torch.get_rng_state().nbytes if checkpointing else 0  # of the generator, one a layer
+    highest, kept = (size - states for size in allocated(forward))
+    assert counted.forward == pytest.approx(highest, rel=0.05)
+    assert counted.kept == pytest.approx(kept, rel=0.01)
+    assert counted.backward == pytest.approx(kept + allocated(backward)[0], rel=0.05)
+    assert counted.kept <= counted.inside <= counted.forward
+
+
+def test_a_reader_holds_one_layer_at_a_time():
+    model = tiny.model(layers=5, width=64)
+    counted = reader_activations(model.config, 3, 40, 24, torch.float32)
+    rows = batch(3, 40, 24)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as forward, torch.no_grad():
+        hidden_NH = hidden_rows(model, rows)
+    assert hidden_NH.shape == (72, 64)
+    assert counted == pytest.approx(allocated(forward)[0], rel=0.03)
+
+
+def test_a_dropout_fused_as_on_a_gpu_keeps_bytes_instead_of_floats():
+    config = tiny.model(layers=2).config
+    arguments = (config, 2, 32, 16, Adapters(4, 0.1), torch.float32, False, False)
+    floats = student_activations(*arguments, fused_dropout=False)
+    masks = student_activations(*arguments, fused_dropout=True)
+    assert 0.5 * floats.kept < masks.kept < floats.kept
+
+
+def test_rows_and_discriminator():
+    alone, compared = (row_bytes(64, 1000, torch.float32, teacher) for teacher in (None, torch.float32))
+    assert 64 * 1000 * 4 <= alone < compared <= 10 * 64 * 1000 * 4
+    # Embedding of R = 16 in width 256, two blocks of 12 W^2 + 13 W, the last norm and the score.
+    assert discriminator_entries(16) == (16 + 1) * 256 + 2 * (12 * 256**2 + 13 * 256) + 2 * 256 + 257
