@@ -71,7 +71,7 @@ LAYERS = {
     "run_recipe": {"errors", "recipe_files"},
     "flags": {"errors"},
     "machine": set(),
-    "preflight": {"errors", "run_config", "flags", "data", "machine", "models", "plan", "planner"},
+    "preflight": {"errors", "run_config", "flags", "data", "loggers", "machine", "models", "plan", "planner"},
     "doctor": {"cache", "machine"}, "command": {"cli"},
     "report": {"errors", "adversarial", "evaluation", "report"},
     "live_bytes": set(), "known_models": set(),

@@ -1,0 +1,1 @@
+"""`gakd report`: run folders as one HTML page."""
