@@ -156,5 +156,7 @@ def _differences(made: dict[str, Any], data: Data, split: str, config: ModelConf
             found.append(f"it was made with {name} {made[name]}, this run has {now}")
     ours = tokenizer_fingerprint(load_tokenizer(config.student, config.trust_remote_code))
     if made["template"] == "chat" and made["tokenizer"]["chat_template"] != ours["chat_template"]:
-        found.append(f"it was made with another chat template than that of {config.student} (the tool's --tokenizer sets it)")
+        found.append(
+            f"it was made with another chat template than that of {config.student} (the tool's --tokenizer sets it)"
+        )
     return found

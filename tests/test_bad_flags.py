@@ -201,4 +201,6 @@ def test_a_sequence_longer_than_a_model_reads_is_refused(material, tmp_path):
     flags = ["--student", str(tmp_path / "gpt2"), "--student-layers", "1"]
     end = outcome("sft", material, tmp_path / "run", *flags)
     assert end == f"error: {tmp_path / 'gpt2'} reads at most 64 tokens, --max-length is 96: lower it to 64"
-    assert outcome("sft", material, tmp_path / "run", *flags, "--max-length", "64", "--max-prompt-length", "63") == "ran"
+    assert (
+        outcome("sft", material, tmp_path / "run", *flags, "--max-length", "64", "--max-prompt-length", "63") == "ran"
+    )

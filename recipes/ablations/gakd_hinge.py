@@ -56,7 +56,7 @@ class Config:
     readout_width: int = 256
     """Width R of the discriminator's linear map of the logits; behind it stands a small Transformer. [a 0.6B LM]"""
     discriminator_width: int = 256
-    """Width of that Transformer, a multiple of 4. [1024]"""
+    """Width of that Transformer, a multiple of 4. [that LM's]"""
     discriminator_learning_rate: float = 2e-4
     """Learning rate of the discriminator's AdamW, betas (0, 0.99). [2e-4]"""
     discriminator_every: Literal["step", "micro"] = "step"

@@ -1,0 +1,115 @@
+"""What a study found: every measure of every method, as arrays of seeds and prompts, and their differences."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from gakd.study.bootstrap import Interval, Values, difference, mean
+from gakd.study.scoring import PromptValues
+from gakd.study.text_measures import BUCKETS
+
+Better = Literal["higher", "lower", "nearer 1", "nearer 0.5", "as the teacher"]
+
+
+class Measure(NamedTuple):
+    """How a measure is named and read."""
+
+    name: str
+    title: str
+    unit: str
+    better: Better
+    decimals: int
+
+
+MEASURES = (
+    Measure("rouge_l", "ROUGE-L", "%", "higher", 2),
+    Measure("sequence_kl", "KL(student‖teacher) of whole texts", "nats / text", "lower", 1),
+    Measure("own_reverse_kl", "KL(student‖teacher), own text", "nats / token", "lower", 3),
+    Measure("own_forward_kl", "KL(teacher‖student), own text", "nats / token", "lower", 3),
+    Measure("reverse_kl", "KL(student‖teacher), references", "nats / token", "lower", 3),
+    Measure("forward_kl", "KL(teacher‖student), references", "nats / token", "lower", 3),
+    Measure("cross_entropy", "cross entropy, references", "nats / token", "lower", 3),
+    Measure("teacher_log_likelihood", "teacher's log-likelihood of own text", "nats / token", "as the teacher", 3),
+    Measure("two_sample", "told apart from the teacher's text", "share", "nearer 0.5", 3),
+    Measure("distinct_2", "distinct-2", "share", "as the teacher", 3),
+    Measure("repetition", "repeated 4-grams", "share", "as the teacher", 3),
+    Measure("length_ratio", "length over the reference's", "ratio", "nearer 1", 3),
+    Measure("finished", "finished", "share", "as the teacher", 3),
+)
+ROUGE_BY_BUCKET = tuple(Measure(f"rouge_l/{bucket}", f"ROUGE-L, {bucket}", "%", "higher", 2) for bucket in BUCKETS)
+KL_BY_BUCKET = tuple(
+    Measure(f"own_reverse_kl/{bucket}", f"own KL(s‖t), {bucket}", "nats / token", "lower", 3) for bucket in BUCKETS
+)
+ALL = (*MEASURES, *ROUGE_BY_BUCKET, *KL_BY_BUCKET)
+
+
+class Entry(NamedTuple):
+    """A row of the study: a method with its runs, or a model that is only measured."""
+
+    name: str
+    label: str
+    scores: Mapping[int, PromptValues]  # seed -> what that run's student measured
+    learning_rate: float | None = None
+    seconds: float | None = None  # mean wall time of a run
+    megabytes: float | None = None  # mean peak memory of a run
+
+    @property
+    def seeds(self) -> list[int]:
+        return sorted(self.scores)
+
+    def values(self, measure: str, seeds: Sequence[int]) -> Values:
+        """Of the runs of these seeds."""
+        parts = [[self.scores[seed][measure][part] for seed in seeds] for part in ("sums", "counts")]
+        return Values(*map(np.asarray, parts))
+
+    def interval(self, measure: str) -> Interval:
+        return mean(self.values(measure, self.seeds))
+
+
+class Results(NamedTuple):
+    """All of it; `reference` is the method that the others are compared with, `models` start and teacher."""
+
+    entries: tuple[Entry, ...]
+    models: tuple[Entry, ...]
+    reference: str
+
+    def measured(self, measures: Sequence[Measure]) -> list[Measure]:
+        """Those that every run has: of texts that are all short, none is about long ones."""
+        runs = [scores for entry in (*self.entries, *self.models) for scores in entry.scores.values()]
+        return [measure for measure in measures if all(measure.name in scores for scores in runs)]
+
+    @property
+    def compared(self) -> list[Entry]:
+        """Every method but the one they are compared with."""
+        return [entry for entry in self.entries if entry.name != self.reference]
+
+    def difference(self, entry: Entry, measure: str) -> Interval:
+        """To the reference, over the seeds that both have run."""
+        (reference,) = (other for other in self.entries if other.name == self.reference)
+        shared = sorted({*entry.seeds} & {*reference.seeds})
+        return difference(entry.values(measure, shared), reference.values(measure, shared))
+
+
+def as_json(results: Results) -> dict[str, object]:
+    """Every number of the tables: estimates with the ends of their intervals."""
+    entries = {}
+    measures = results.measured(ALL)
+    for entry in (*results.entries, *results.models):
+        entries[entry.name] = {
+            "label": entry.label, "seeds": entry.seeds, "learning_rate": entry.learning_rate,
+            "seconds": entry.seconds, "megabytes": entry.megabytes,
+            "measures": {measure.name: entry.interval(measure.name)._asdict() for measure in measures},
+        }  # fmt: skip
+        if entry in results.compared:
+            found = {measure.name: results.difference(entry, measure.name)._asdict() for measure in measures}
+            entries[entry.name]["differences"] = found
+    return {"reference": results.reference, "entries": entries}
+
+
+def read_scores(path: Path) -> PromptValues:
+    return json.loads(path.read_text())

@@ -1,0 +1,170 @@
+"""Runs of recipes, each in a process of its own, several at once; what is finished is never run again."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import multiprocessing
+import resource
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from multiprocessing.context import ForkServerContext, SpawnContext
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+
+from gakd.cli import parse
+from gakd.errors import InputError
+from gakd.study.scoring import Scoring, score
+from gakd.study.settings import write_json
+
+COST, LOG = "cost.json", "log.txt"
+POLL = 0.5  # seconds between looks at the runs
+
+
+class Job(NamedTuple):
+    """One run of a recipe, and how its student is then measured."""
+
+    label: str
+    recipe: Path
+    flags: tuple[str, ...]
+    folder: Path
+    scoring: Scoring | None = None
+    steps: int = 1  # to tell how far it is
+    cost: float = 1.0  # against other jobs, about
+    threads: int = 1
+
+    @property
+    def scores(self) -> Path:
+        return self.folder / "scores.json"
+
+    @property
+    def finished(self) -> bool:
+        trained = (self.folder / "after.json").exists() and (self.folder / COST).exists()
+        return trained and (self.scoring is None or self.scores.exists())
+
+    def progress(self) -> float:
+        """Share of its steps that are done, 0 to 1."""
+        if self.finished:
+            return 1.0
+        try:
+            rows = (self.folder / "metrics.csv").read_bytes().count(b"\n")
+        except OSError:
+            return 0.0
+        return min(rows / (self.steps + 1), 1.0) * 0.9  # what is left is its measuring
+
+
+def execute(job: Job) -> None:
+    """Train, if that is still to do, then measure."""
+    torch.set_num_threads(job.threads)
+    if not ((job.folder / "after.json").exists() and (job.folder / COST).exists()):
+        begun = (job.folder / "before.json").exists()
+        started, processor, memory = time.perf_counter(), time.process_time(), _peak_memory()
+        run_recipe(job.recipe, [*job.flags, "--output-dir", str(job.folder), "--resume"])
+        # What a killed run took before is not known, so a resumed one has no time.
+        cost: dict[str, float | None] = {
+            "seconds": None if begun else time.perf_counter() - started,
+            "processor_seconds": None if begun else time.process_time() - processor,
+            "megabytes": (_peak_memory() - memory) / 1e6,
+        }
+        write_json(job.folder / COST, cost)
+    if job.scoring is not None and not job.scores.exists():
+        write_json(job.scores, score(job.folder / "student", job.scoring))
+    shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)  # a finished run is not resumed, and there are many
+
+
+def run_recipe(path: Path, flags: Sequence[str]) -> None:
+    """What `python PATH FLAGS` does, in this process."""
+    module = recipe_module(path)
+    module.main(parse(module.PAPER, module.DEMO, module.__doc__, flags))
+
+
+def recipe_module(path: Path) -> ModuleType:
+    """A recipe by its file: recipes are no package."""
+    spec = importlib.util.spec_from_file_location(f"study_recipe_{path.stem}", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise InputError(f"no recipe at {path}: the study runs those of its own repository")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses looks its annotations up there
+    spec.loader.exec_module(module)
+    return module
+
+
+def run_all(jobs: Sequence[Job], workers: int, on_progress: Callable[[float, str], None]) -> list[Job]:
+    """All jobs that are not finished, the longest first, `workers` at once; 0 workers: here, one after the other.
+
+    `on_progress` gets the cost that is done and what is running. Returns the jobs that failed, which stop no others; their
+    folders' logs say why. An interruption ends the running ones; the recipes save, and go on from there.
+    """
+    waiting = sorted((job for job in jobs if not job.finished), key=lambda job: -job.cost)
+    if workers == 0:
+        for job in waiting:
+            execute_logged(job)
+            on_progress(_done(jobs, []), job.label)
+    else:
+        _run_in_processes(jobs, waiting, workers, on_progress)
+    return [job for job in jobs if not job.finished]
+
+
+def _run_in_processes(
+    jobs: Sequence[Job], waiting: list[Job], workers: int, on_progress: Callable[[float, str], None]
+) -> None:
+    context = _context()
+    running: dict[BaseProcess, Job] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < workers:
+                job = waiting.pop(0)
+                process = context.Process(target=execute_logged, args=(job,))
+                process.start()
+                running[process] = job
+            time.sleep(POLL)
+            running = {process: job for process, job in running.items() if process.is_alive()}
+            on_progress(_done(jobs, waiting), ", ".join(job.label for job in running.values()))
+    finally:
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.join()
+
+
+def _context() -> ForkServerContext | SpawnContext:
+    """A server that has imported everything forks each run in no time; where there is none, each imports by itself."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["gakd.study.runs", "gakd.training", "matplotlib.backends.backend_agg"])
+    return context
+
+
+def _done(jobs: Sequence[Job], waiting: Sequence[Job]) -> float:
+    skipped = {job.folder for job in waiting}
+    return sum(job.cost * job.progress() for job in jobs if job.folder not in skipped)
+
+
+def execute_logged(job: Job) -> None:
+    """`execute`, with all that it prints, and why it failed, in `FOLDER/log.txt`."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    with (job.folder / LOG).open("a", buffering=1) as log, redirect_stdout(log), redirect_stderr(log):
+        print(f"$ python {job.recipe} {' '.join(job.flags)} --output-dir {job.folder} --resume")
+        try:
+            execute(job)
+        except Exception:
+            traceback.print_exc()
+
+
+def cost_of(job: Job) -> dict[str, float | None]:
+    """Wall and processor time in seconds, None for a resumed run, and peak memory in MB above what importing takes."""
+    return json.loads((job.folder / COST).read_text())
+
+
+def _peak_memory() -> float:
+    """Bytes, the largest so far, of this process."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

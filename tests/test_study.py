@@ -1,0 +1,142 @@
+"""The whole study on a world of seconds: models are trained, methods run, what comes out is told; then it goes on."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import random
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from gakd.errors import InputError, RunError
+from gakd.models import load_tokenizer
+from gakd.study import runs
+from gakd.study.results import MEASURES
+from gakd.study.world import World, WorldConfig, make_material
+from tests.recipe_table import ROOT
+
+
+def tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("tool_study", ROOT / "recipes" / "tools" / "study.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("text")
+    draw = random.Random(0)
+    for split, rows in (("train", 48), ("valid", 6), ("test", 9)):
+        with (folder / f"{split}.jsonl").open("w") as file:
+            for index in range(rows):
+                words = " ".join(draw.choices(["red", "green", "blue", "grey"], k=(1, 4, 9)[index % 3]))
+                file.write(json.dumps({"instruction": f"Say {index}.", "output": words}) + "\n")
+            file.write(json.dumps({"instruction": "Too long.", "output": "word " * 60}) + "\n")
+    return folder
+
+
+def world(text: Path) -> WorldConfig:
+    return WorldConfig(
+        dataset=str(text), vocabulary=300, longest_prompt=16, longest_response=20, teacher_width=64, teacher_layers=1,
+        teacher_epochs=1, student_layers=1, student_epochs=1,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def study(text, tmp_path_factory):
+    """The tool and the configuration of a finished study."""
+    module, folder = tool(), tmp_path_factory.mktemp("study") / "study"
+    config = module.Config(
+        output_dir=folder, methods=("gakd",), seeds=2, steps=4, batch_size=8, learning_rates=(1e-3, 3e-3),
+        sampling_seeds=(1, 2), jobs=0, world=world(text),
+    )  # fmt: skip
+    module.main(config)
+    return module, config
+
+
+def test_the_world_holds_complete_texts_only(text, tmp_path):
+    made, config = World(tmp_path / "world"), world(text)
+    make_material(made, config)
+    rows = [json.loads(line) for line in (made.data / "train.jsonl").read_text().splitlines()]
+    assert len(rows) == 48
+    assert not any(row["instruction"] == "Too long." for row in rows)
+    tokenizer = load_tokenizer(str(made.untrained("student")))
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Say 1."}], tokenize=False, add_generation_prompt=True
+    )
+    assert prompt == "<|user|>Say 1.<|assistant|>"
+    assert len(tokenizer("<|user|>")["input_ids"]) == 1
+    assert tokenizer.decode(tokenizer("green  grey\n\té")["input_ids"]) == "green  grey\n\té"
+    with pytest.raises(InputError, match="other settings: vocabulary was 300, is 301"):
+        make_material(made, replace(config, vocabulary=301))
+
+
+def test_the_report_has_every_measure_with_intervals(study):
+    _, config = study
+    found = json.loads((config.output_dir / "results.json").read_text())
+    assert found["reference"] == "reverse_kl"
+    assert found["entries"].keys() == {"teacher", "student", "reverse_kl", "gakd"}
+    game = found["entries"]["gakd"]
+    assert game["seeds"] == [1, 2]
+    assert {measure.name for measure in MEASURES} <= game["measures"].keys()
+    assert {"rouge_l/short", "rouge_l/medium", "rouge_l/long"} <= game["differences"].keys()
+    for interval in game["differences"].values():
+        assert interval["low"] <= interval["estimate"] <= interval["high"]
+    teacher = found["entries"]["teacher"]["measures"]
+    for name in ("forward_kl", "reverse_kl", "own_reverse_kl", "sequence_kl"):
+        assert teacher[name]["estimate"] == pytest.approx(0, abs=1e-5)
+        assert game["measures"][name]["estimate"] > 1e-4
+    report = (config.output_dir / "report.md").read_text()
+    assert "## Differences to reverse KL" in report
+    assert "| GAKD |" in report
+    assert "nan" not in report
+    for plot in ("differences.png", "buckets.png"):
+        assert (config.output_dir / plot).stat().st_size > 10_000
+
+
+def test_all_runs_start_from_one_student_and_differ_by_seed(study):
+    _, config = study
+    folders = sorted(path.parent for path in (config.output_dir / "runs").glob("*/*/after.json"))
+    # Two learning rates of each method by the seed that chooses, two reported seeds of each.
+    assert len(folders) == 8
+    befores = {json.dumps(json.loads((folder / "before.json").read_text())["student"]) for folder in folders}
+    assert len(befores) == 1
+    afters = {json.loads((folder / "after.json").read_text())["student"]["cross_entropy"] for folder in folders}
+    assert len(afters) == 8
+    assert AutoModelForCausalLM.from_pretrained(folders[0] / "student").config.num_hidden_layers == 1
+
+
+def test_the_same_command_runs_nothing_again_and_reports_the_same(study, monkeypatch):
+    module, config = study
+    before = {name: (config.output_dir / name).read_text() for name in ("report.md", "results.json")}
+    started: list[str] = []
+    monkeypatch.setattr(runs, "execute", lambda job: started.append(job.label))
+    module.main(config)
+    assert started == []
+    assert {name: (config.output_dir / name).read_text() for name in before} == before
+
+
+def test_more_seeds_run_only_what_is_new_and_what_fails_is_left_out(study, monkeypatch):
+    module, config = study
+    started: list[str] = []
+    monkeypatch.setattr(runs, "execute", lambda job: started.append(job.label))
+    with pytest.raises(RunError, match=r"2 runs failed and are left out, the first: .*seed-3, see .*log\.txt"):
+        module.main(replace(config, seeds=3))
+    assert len(started) == 2
+    assert all(label.endswith("seed-3") for label in started)
+    assert json.loads((config.output_dir / "results.json").read_text())["entries"]["gakd"]["seeds"] == [1, 2]
+
+
+def test_other_settings_need_another_folder(study):
+    module, config = study
+    with pytest.raises(InputError, match="made with other settings: steps was 4, is 5"):
+        module.main(replace(config, steps=5))
