@@ -62,7 +62,7 @@ def check(words: Sequence[str], page: str) -> None:
     program, *rest = words
     if program in LAUNCHERS:
         start = next(index for index, word in enumerate(rest) if word.startswith("recipes/"))
-        check_script(rest[start], rest[start + 1 :])
+        check_script(rest[start], [word for word in rest[start + 1 :] if word != "--"])
     elif program == "python" and rest[0] == "-m":
         assert importlib.util.find_spec(rest[1]) is not None
     elif program == "python":

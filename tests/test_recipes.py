@@ -101,9 +101,18 @@ def test_two_processes_give_what_one_gives(material, finished, tmp_path):
     assert_close(tmp_path / "run", finished, 2e-4)
 
 
-def test_torchrun_starts_it_too(material, finished, tmp_path):
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    result = run_there("gakd", *arguments(material, tmp_path / "run", "--devices", "2"), launcher=torchrun)
+@pytest.mark.parametrize(
+    ("launcher", "separator"),
+    [
+        (("torch.distributed.run", "--standalone", "--nproc-per-node", "2"), ()),
+        # Without the separator it takes flags of the same name for its own.
+        (("lightning_fabric.cli", "--accelerator", "cpu", "--devices", "2"), ("--",)),
+    ],
+    ids=["torchrun", "fabric run"],
+)
+def test_other_launchers_start_it_too(material, finished, tmp_path, launcher, separator):
+    flags = arguments(material, tmp_path / "run", "--devices", "2")
+    result = run_there("gakd", *separator, *flags, launcher=(sys.executable, "-m", *launcher))
     assert result.returncode == 0, result.stderr[-3000:]
     assert_close(tmp_path / "run", finished, 2e-4)
 
