@@ -25,7 +25,9 @@ SUBCOMMANDS = {
     "ls": Subcommand("gakd.list_recipes", "ListConfig", "recipes with their papers, and tools"),
     "cp": Subcommand("gakd.copy_recipe", "CopyConfig", "a recipe as a file of your own"),
     "run": Subcommand("gakd.run_recipe", None, "a recipe: gakd run NAME [flags]"),
-    "plan": Subcommand("gakd.planner", "PlanConfig", "memory, time and settings of a run, before it is started"),
+    "plan": Subcommand(
+        "gakd.planning.command", "PlanConfig", "memory by part and FLOPs of a run, before it is started"
+    ),
     "report": Subcommand(
         "gakd.report.command", "ReportConfig", "runs compared: one HTML file of curves, tables, completions"
     ),

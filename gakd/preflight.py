@@ -19,8 +19,8 @@ from gakd.flags import check_flags, flags_of
 from gakd.loggers import check_installed
 from gakd.machine import memory
 from gakd.models import ModelConfig, load_tokenizer, resolve, window_of
-from gakd.plan import GB, PlanConfig
-from gakd.planner import largest_micro_batch, plan
+from gakd.planning.command import largest_micro_batch, plan
+from gakd.planning.plan import GB, PlanConfig
 from gakd.run_config import RunConfig
 
 Group = TypeVar("Group")

@@ -8,11 +8,11 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
-from gakd.footprint import Adapters, reader_activations, shape, student_activations
-from gakd.known_models import known_config, known_names
-from gakd.live_bytes import LiveBytes, fill_
-from gakd.loss_footprint import discriminator_entries, row_bytes
 from gakd.models import add_lora, hidden_rows, prune_layers
+from gakd.planning.footprint import Adapters, reader_activations, shape, student_activations
+from gakd.planning.known_models import known_config, known_names
+from gakd.planning.live_bytes import LiveBytes, fill_
+from gakd.planning.loss_footprint import discriminator_entries, row_bytes
 from gakd.types import Batch
 from tests import tiny
 

@@ -71,18 +71,12 @@ LAYERS = {
     "run_recipe": {"errors", "recipe_files"},
     "flags": {"errors"},
     "machine": set(),
-    "preflight": {"errors", "run_config", "flags", "data", "loggers", "machine", "models", "plan", "planner"},
+    "preflight": {"errors", "run_config", "flags", "data", "loggers", "machine", "models", "planning"},
     "doctor": {"cache", "machine"}, "command": {"cli"},
     "report": {"errors", "adversarial", "evaluation", "report"},
-    "live_bytes": set(), "known_models": set(),
-    "footprint": {"types", "models", "live_bytes"},
-    "loss_footprint": {"types", "divergences", "kernel", "adversarial", "discriminators", "games", "objective", "readouts"}
-    | {"live_bytes"},
-    "plan": {"footprint"},
-    "plan_report": {"plan"},
-    "step_memory": {"chunks", "kernel", "footprint", "loss_footprint", "plan"},
     "study": {"types", "cli", "errors", "data", "divergences", "evaluation", "export", "fused", "models", "study"},
-    "planner": {"errors", "flags", "models", "known_models", "footprint", "plan", "plan_report", "step_memory"},
+    "planning": {"types", "errors", "flags", "models", "adversarial", "chunks", "discriminators", "divergences", "games"}
+    | {"kernel", "objective", "readouts", "planning"},
 }  # fmt: skip
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gakd.command import main as command
 from gakd.errors import InputError
-from gakd.planner import PlanConfig, largest_micro_batch, main, plan
+from gakd.planning.command import PlanConfig, largest_micro_batch, main, plan
 from tests import tiny
 from tests.benchmarks import memory
 

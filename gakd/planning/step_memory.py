@@ -9,10 +9,10 @@ import torch
 from transformers import PreTrainedConfig
 
 from gakd.chunks import default_chunk_rows
-from gakd.footprint import Adapters, Shape, reader_activations, student_activations
 from gakd.kernel import block_rows
-from gakd.loss_footprint import discriminator_entries, game_bytes, row_bytes
-from gakd.plan import Parts, PlanConfig
+from gakd.planning.footprint import Adapters, Shape, reader_activations, student_activations
+from gakd.planning.loss_footprint import discriminator_entries, game_bytes, row_bytes
+from gakd.planning.plan import Parts, PlanConfig
 
 FLOAT32 = 4  # bytes
 

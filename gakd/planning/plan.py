@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from gakd.footprint import Shape
+from gakd.planning.footprint import Shape
 
 GB = 10**9
 

@@ -13,12 +13,12 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from gakd.errors import InputError
 from gakd.flags import check_flags
-from gakd.footprint import Adapters, Shape, shape
-from gakd.known_models import known_config, known_names
 from gakd.models import resolve
-from gakd.plan import GB, Flops, Plan, PlanConfig
-from gakd.plan_report import tables
-from gakd.step_memory import FLOAT32, Setting, phases
+from gakd.planning.footprint import Adapters, Shape, shape
+from gakd.planning.known_models import known_config, known_names
+from gakd.planning.plan import GB, Flops, Plan, PlanConfig
+from gakd.planning.step_memory import FLOAT32, Setting, phases
+from gakd.planning.tables import tables
 
 __all__ = ["Plan", "PlanConfig", "largest_micro_batch", "main", "plan"]
 

@@ -14,8 +14,8 @@ from gakd.discriminators import TransformerDiscriminator
 from gakd.divergences import CrossEntropy, ReverseKL
 from gakd.games import RelativisticGAN
 from gakd.kernel import row_losses_and_gradient
-from gakd.live_bytes import LiveBytes
 from gakd.objective import Coefficients
+from gakd.planning.live_bytes import LiveBytes
 from gakd.readouts import CenteredLogitReadout
 from gakd.types import Batch, Head, LogitShape, StudentOutput, StudentRows, TeacherOutput
 
