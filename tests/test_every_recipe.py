@@ -123,7 +123,7 @@ def test_help_explains_every_flag(recipe, capsys):
     # Out of its frame, what follows each flag up to the next.
     _, *parts = re.split(r"\n\W*(--[a-z][a-z0-9-]+)", printed)
     explained = dict(zip(parts[::2], parts[1::2], strict=True))
-    assert explained.keys() == {f"--{name.replace('_', '-')}" for name in flags_of(module.PAPER)}
+    assert explained.keys() == {"--config"} | {f"--{name.replace('_', '-')}" for name in flags_of(module.PAPER)}
     for flag, text in explained.items():
         own = re.sub(r"\{.*?\}", "", text.partition("(default:")[0], flags=re.S)  # its choices
         assert re.search(r"\b[a-z]{2,}\b", own), f"{flag} says {own!r}"
