@@ -223,15 +223,17 @@ def test_terms_that_compare_token_with_token_are_refused_and_so_is_an_adversary(
 def families(tmp_path_factory) -> Path:
     """A teacher, a student of another tokenizer, and a dataset, in folders."""
     folder = tmp_path_factory.mktemp("families")
-    tiny.save(folder / "teacher", teacher_model(40.0), other_tokenizer())
+    theirs, words = teacher_model(40.0), other_tokenizer()
+    theirs.generation_config.eos_token_id = words.eos_token_id
+    tiny.save(folder / "teacher", theirs, words)
     tiny.save(folder / "student", tiny.model(layers=4, seed=1), tiny.tokenizer())
     (folder / "data").mkdir()
     draw = random.Random(0)
-    words = [word for text in CORPUS[:2] for word in text.split()]
+    vocabulary = [word for text in CORPUS[:2] for word in text.split()]
     for split, rows in (("train", 64), ("valid", 8), ("test", 8)):
         with (folder / "data" / f"{split}.jsonl").open("w") as file:
             for index in range(rows):
-                response = " ".join(draw.choices(words, k=draw.randint(1, 5)))
+                response = " ".join(draw.choices(vocabulary, k=draw.randint(1, 5)))
                 file.write(json.dumps({"instruction": f"{split} {index}", "output": response}) + "\n")
     return folder
 

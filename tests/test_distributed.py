@@ -60,8 +60,9 @@ def test_two_processes_give_what_one_gives(alone, strategy, material, tmp_path):
         found, wanted = (
             load_file(folder / "checkpoints/step-5/adversarial.safetensors") for folder in (output, expected)
         )
+        # Its Adam has no momentum: where a gradient is next to nothing, a rounding error is a quarter of a step of 2e-4.
         for name in wanted:
-            torch.testing.assert_close(found[name], wanted[name], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(found[name], wanted[name], rtol=1e-4, atol=5e-5)
     for when in ("before", "after"):
         ours, theirs = (scores(folder, when) for folder in (output, expected))
         assert ours["predictions"] == theirs["predictions"]
