@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gakd.errors import InputError
+from gakd.flags import flags_of
 
 FLAG = "--config"
 HELP = "--config FILE sets flags from YAML, or from a run's config.json; those of the command line override it."
@@ -56,7 +57,7 @@ def _flags(values: Mapping[str, Any], group: Any, config: Any, file: str) -> lis
         name = str(key).replace("-", "_")
         if name in groups and isinstance(value, Mapping):
             found += _flags(value, getattr(group, name), config, file)
-        elif name in (known := _names(config)):
+        elif name in (known := [name for name, _ in flags_of(config)]):
             found += _as_flag(f"--{name.replace('_', '-')}", value)
         else:
             close = difflib.get_close_matches(name, known, 1)
@@ -71,11 +72,3 @@ def _as_flag(flag: str, value: Any) -> list[str]:
     if isinstance(value, (list, tuple)):
         return [flag, *map(str, value)]
     return [f"{flag}={value}"]
-
-
-def _names(config: Any) -> list[str]:
-    names: list[str] = []
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        names += _names(value) if dataclasses.is_dataclass(value) else [field.name]
-    return names

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import importlib.util
 import json
 import os
@@ -19,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from gakd import flags
 from gakd.cli import parse
 from tests import tiny
 from tests.recipe_table import RECIPES, ROOT
@@ -65,11 +65,7 @@ def arguments(material: Path, output: Path, *more: str, recipe: str = "gakd") ->
 
 def flags_of(config: Any) -> list[str]:
     """Names of all flags of a recipe, those of its groups included."""
-    names: list[str] = []
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        names += flags_of(value) if dataclasses.is_dataclass(value) else [field.name]
-    return names
+    return [name for name, _ in flags.flags_of(config)]
 
 
 def module_of(recipe: str) -> ModuleType:

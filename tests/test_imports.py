@@ -66,7 +66,7 @@ LAYERS = {
     "endpoint": {"errors", "data", "logs", "endpoint_config", "response_cache", "evaluation", "teacher_text"},
     "teacher_text": {"errors", "data", "evaluation", "logs", "run_config", "teachers"},
     "checkpoint": {"errors", "files", "sharding"},
-    "config_file": {"errors"}, "cli": {"errors", "config_file"},
+    "config_file": {"errors", "flags"}, "cli": {"errors", "config_file"},
     "recipe_files": {"errors"}, "list_recipes": {"recipe_files"}, "copy_recipe": {"errors", "recipe_files"},
     "run_recipe": {"errors", "recipe_files"},
     "flags": {"errors"},
