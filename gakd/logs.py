@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-import resource
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from gakd.loggers import Logger
+from gakd.machine import peak_memory
 
 # A live line has room for what tells how training goes; the CSV holds everything.
 _SHORT = {
@@ -96,11 +96,9 @@ class Pace:
         return (time.perf_counter() - self.started) / max(self.steps - 1, 1) * (self.total - step)
 
 
-def peak_memory() -> int:
-    """Bytes: the most that torch has held on this process's GPU; without one, the process's largest resident set."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _peak_memory() -> int:
+    """Bytes: the most that torch has held on this process's GPU; without one, of the process."""
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_memory()
 
 
 class ProgressView:
@@ -133,7 +131,7 @@ class ProgressView:
             pace = f"{self.pace.tokens_per_second():,.0f} tok/s, {left // 60}:{left % 60:02d} left"
         shown = {name: value for name, value in values.items() if name not in _NOT_SHOWN}
         text = " ".join(f"{_SHORT.get(name, name)} {value:.3g}" for name, value in shown.items())
-        text = f"{text} | {pace} | {peak_memory() / 1e9:.1f} GB"
+        text = f"{text} | {pace} | {_peak_memory() / 1e9:.1f} GB"
         if self._bar is not None:
             self._bar.update(self._task, completed=step, description=text)
         elif time.perf_counter() - self._last_line > self.every or step == self.total:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import resource
+import sys
 from pathlib import Path
 
 
@@ -14,3 +16,8 @@ def memory() -> int:
     except OSError:
         return machine
     return machine if limit == "max" else min(machine, int(limit))
+
+
+def peak_memory() -> int:
+    """Bytes: the largest resident set of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -99,10 +99,8 @@ def main(config: Config) -> None:
         + (weight if config.adversarial_share is None else balanced(weight)) * adversarial
     )
     distiller = run.setup(Distiller(student, objective, kernel=config.run.kernel), teacher)
-    discriminator_optimizer = torch.optim.AdamW(
-        adversarial.parameters(), lr=config.discriminator_learning_rate, betas=(0.0, 0.99), weight_decay=0.01
-    )
-    run.setup_replicated("adversarial", adversarial, discriminator_optimizer)
+    optimizer = torch.optim.AdamW(adversarial.parameters(), config.discriminator_learning_rate, betas=(0.0, 0.99))
+    run.setup_replicated("adversarial", adversarial, optimizer)
     before = run.once("before.json", lambda: held_out.scores(student))
     run.restore()
 

@@ -91,4 +91,8 @@ def test_a_run_from_the_file_that_a_run_saved_has_its_bits(tmp_path):
     material = make_material(tmp_path)
     run_here("gakd", *arguments(material, tmp_path / "first"))
     run_here("gakd", "--config", str(tmp_path / "first" / "config.json"), "--output-dir", str(tmp_path / "second"))
+    configs = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("first", "second")]
+    for config, name in zip(configs, ("first", "second"), strict=True):
+        assert config["run"].pop("output_dir") == str(tmp_path / name)
+    assert configs[0] == configs[1]
     assert_identical(tmp_path / "second", tmp_path / "first")

@@ -62,7 +62,7 @@ LAYERS = {
     "replay": {"samplers", "weights"},
     "two_model_samplers": {"evaluation", "models", "samplers", "weights"},
     "vllm_sampler": {"errors", "endpoint", "endpoint_config", "evaluation", "export", "samplers"},
-    "loggers": {"errors"}, "logs": {"loggers"}, "response_cache": {"errors", "files"}, "endpoint_config": {"errors"},
+    "loggers": {"errors"}, "logs": {"loggers", "machine"}, "response_cache": {"errors", "files"}, "endpoint_config": {"errors"},
     "endpoint": {"errors", "data", "logs", "endpoint_config", "response_cache", "evaluation", "teacher_text"},
     "teacher_text": {"errors", "data", "evaluation", "logs", "run_config", "teachers"},
     "checkpoint": {"errors", "files", "sharding"},
@@ -74,7 +74,7 @@ LAYERS = {
     "preflight": {"errors", "run_config", "flags", "data", "loggers", "machine", "models", "planning"},
     "doctor": {"cache", "machine"}, "command": {"cli"},
     "report": {"errors", "adversarial", "evaluation", "report"},
-    "study": {"types", "cli", "errors", "data", "divergences", "evaluation", "export", "fused", "models", "study"},
+    "study": {"types", "cli", "errors", "machine", "data", "divergences", "evaluation", "export", "fused", "models", "study"},
     "planning": {"types", "errors", "flags", "models", "adversarial", "chunks", "discriminators", "divergences", "games"}
     | {"kernel", "objective", "readouts", "planning"},
 }  # fmt: skip

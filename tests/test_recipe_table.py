@@ -13,7 +13,7 @@ from tests.recipe_table import README, RECIPES, code, difference
 ABLATIONS = [name for name, path in RECIPES.items() if path.parent.name == "ablations"]
 BASELINES = [name for name, path in RECIPES.items() if path.parent.name == "baselines"]
 # The released code reads whole logits, with a loop of its own; these rivals train on text that they write, with rewards.
-FURTHEST = {"released": 120, "gakd_on_policy": 32, "distillm": 120, "distillm2": 125, "gad": 147, "minillm": 135}
+FURTHEST = {"released": 120, "gakd_on_policy": 32, "distillm": 120, "distillm2": 125, "gad": 145, "minillm": 135}
 LONGEST = {"gakd_on_policy": 145}  # the template whole, and a sampler
 
 
@@ -45,7 +45,7 @@ def test_a_recipe_says_what_it_is_and_how_it_starts(recipe):
     assert "In --help, [brackets] hold the " in documentation
     for command in re.findall(r"python (recipes/\S+\.py)", documentation):
         assert (recipe_table.ROOT / command).is_file(), f"{recipe} names {command}"
-    assert len(text.splitlines()) <= LONGEST.get(recipe, 132)
+    assert len(text.splitlines()) <= LONGEST.get(recipe, 130)
 
 
 @pytest.mark.parametrize("recipe", ABLATIONS)
@@ -58,7 +58,7 @@ def test_an_ablation_changes_one_thing(recipe):
 @pytest.mark.parametrize("recipe", BASELINES)
 def test_a_baseline_differs_by_its_method(recipe):
     changed = difference(RECIPES[recipe])
-    assert changed <= FURTHEST.get(recipe, 112), f"{recipe} now differs by {changed} lines"
+    assert changed <= FURTHEST.get(recipe, 110), f"{recipe} now differs by {changed} lines"
     assert f'"runs/{recipe}"' in RECIPES[recipe].read_text()
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import random
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -17,18 +15,13 @@ from gakd.errors import InputError, RunError
 from gakd.models import load_tokenizer
 from gakd.study import runs
 from gakd.study.results import MEASURES
+from gakd.study.runs import recipe_module
 from gakd.study.world import World, WorldConfig, make_material
 from tests.recipe_table import ROOT
 
 
 def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("tool_study", ROOT / "recipes" / "tools" / "study.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return recipe_module(ROOT / "recipes" / "tools" / "study.py")
 
 
 @pytest.fixture(scope="module")

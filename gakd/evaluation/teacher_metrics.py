@@ -67,8 +67,9 @@ def divergence_sums(
                 target = None if teacher is None else _joined([teacher[index] for index in indices], batch)
             values = token_values(hidden_rows(student, batch), head_of(student), batch.labels_N, terms, target)
             for name, values_N in values.items():
-                for index, own in zip(indices, values_N.double().split(batch.lengths), strict=True):
-                    sums[name][index] = own.sum().item()
+                of_examples = torch.stack([own.sum() for own in values_N.double().split(batch.lengths)]).tolist()
+                for index, total in zip(indices, of_examples, strict=True):
+                    sums[name][index] = total
     return sums
 
 

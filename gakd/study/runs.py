@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import multiprocessing
-import resource
 import shutil
 import sys
 import time
@@ -22,6 +21,7 @@ import torch
 
 from gakd.cli import parse
 from gakd.errors import InputError
+from gakd.machine import peak_memory
 from gakd.study.scoring import Scoring, score
 from gakd.study.settings import write_json
 
@@ -66,13 +66,13 @@ def execute(job: Job) -> None:
     torch.set_num_threads(job.threads)
     if not ((job.folder / "after.json").exists() and (job.folder / COST).exists()):
         begun = (job.folder / "before.json").exists()
-        started, processor, memory = time.perf_counter(), time.process_time(), _peak_memory()
+        started, processor, memory = time.perf_counter(), time.process_time(), peak_memory()
         run_recipe(job.recipe, [*job.flags, "--output-dir", str(job.folder), "--resume"])
         # What a killed run took before is not known, so a resumed one has no time.
         cost: dict[str, float | None] = {
             "seconds": None if begun else time.perf_counter() - started,
             "processor_seconds": None if begun else time.process_time() - processor,
-            "megabytes": (_peak_memory() - memory) / 1e6,
+            "megabytes": (peak_memory() - memory) / 1e6,
         }
         write_json(job.folder / COST, cost)
     if job.scoring is not None and not job.scores.exists():
@@ -163,8 +163,3 @@ def execute_logged(job: Job) -> None:
 def cost_of(job: Job) -> dict[str, float | None]:
     """Wall and processor time in seconds, None for a resumed run, and peak memory in MB above what importing takes."""
     return json.loads((job.folder / COST).read_text())
-
-
-def _peak_memory() -> float:
-    """Bytes, the largest so far, of this process."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -96,10 +96,10 @@ def main(config: Config) -> None:
         + (weight if config.adversarial_share is None else balanced(weight)) * adversarial
     )
     distiller = run.setup(Distiller(student, objective, kernel=config.run.kernel), teacher)
-    discriminator_optimizer = torch.optim.RMSprop(
+    optimizer = torch.optim.RMSprop(
         adversarial.parameters(), config.discriminator_learning_rate, alpha=0.99, momentum=0.9, weight_decay=0.01
     )
-    run.setup_replicated("adversarial", adversarial, discriminator_optimizer)
+    run.setup_replicated("adversarial", adversarial, optimizer)
     before = run.once("before.json", lambda: held_out.scores(student))
     run.restore()
 

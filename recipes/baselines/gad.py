@@ -78,18 +78,16 @@ def main(config: Config) -> None:
         if config.models.teacher is not None:
             teacher = load_reader(config.models, run.teacher_dtype, run.loading_device)
             data = data._replace(train=teacher_examples(teacher, tokenizer, data, config.text, config.run))
-        backbone = load_backbone(
-            config.discriminator, config.discriminator_layers, "sdpa", config.models.trust_remote_code
-        )
+        body = load_backbone(config.discriminator, config.discriminator_layers, "sdpa", config.models.trust_remote_code)
     held_out = HeldOut(teacher, tokenizer, data, config.evaluation)
 
     temperature, begin, game = config.student_temperature, config.adversarial_start, RelativisticGAN(r1=0, r2=0)
     sampling = Sampling(config.student_max_new_tokens, temperature, seed=config.run.seed + run.rank)
     own_text = ModelSampler(student, tokenizer, sampling, config.data.max_length)
     reward = DiscriminatorScore() >> GroupNormalize() >> RewardToGo(1)
-    discriminator, reference = TextDiscriminator(backbone), deepcopy(student).requires_grad_(False).to(run.device)
-    discriminator_optimizer = torch.optim.AdamW(discriminator.parameters(), config.discriminator_learning_rate)
-    run.setup_replicated("discriminator", discriminator, discriminator_optimizer)
+    discriminator, reference = TextDiscriminator(body), deepcopy(student).requires_grad_(False).to(run.device)
+    optimizer = torch.optim.AdamW(discriminator.parameters(), config.discriminator_learning_rate)
+    run.setup_replicated("discriminator", discriminator, optimizer)
 
     fine_tuning = stepwise({0: 1.0, begin: 0.0}) if begin else 0.0
     policy, near = PolicyGradient(config.clip_ratio, temperature), KLToReference(temperature)
