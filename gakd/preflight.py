@@ -147,6 +147,7 @@ def planned(config: RunConfig, recipe_config: Any, models: ModelConfig, data: Da
         models.lora_dropout, models.activation_checkpointing,
         micro_batch_size=min(config.micro_batch_size, max(share, 1)), accumulate=share > config.micro_batch_size,
         length=data.max_length, discriminator=readout_width is not None, readout_width=readout_width or 1,
+        discriminator_width=getattr(recipe_config, "discriminator_width", 256),
         devices=config.devices, num_nodes=config.num_nodes, strategy=config.strategy, precision=config.precision,
         device="cuda" if on_gpu else "cpu",
         # On a CPU the processes of a node share its memory.

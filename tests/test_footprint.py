@@ -184,4 +184,6 @@ def test_rows_and_discriminator():
     alone, compared = (row_bytes(64, 1000, torch.float32, teacher) for teacher in (None, torch.float32))
     assert 64 * 1000 * 4 <= alone < compared <= 10 * 64 * 1000 * 4
     # Embedding of R = 16 in width 256, two blocks of 12 W^2 + 13 W, the last norm and the score.
-    assert discriminator_entries(16) == (16 + 1) * 256 + 2 * (12 * 256**2 + 13 * 256) + 2 * 256 + 257
+    for width in (64, 256):
+        blocks = 2 * (12 * width**2 + 13 * width)
+        assert discriminator_entries(16, width) == (16 + 1) * width + blocks + 2 * width + width + 1

@@ -89,7 +89,9 @@ def test_a_cut_model_is_gathered_where_it_runs():
     assert gathered == 4 * (planned.student.rest + 2 * planned.student.layer)
 
 
-@pytest.mark.parametrize("flag", ["length", "micro_batch_size", "response_share", "readout_width"])
+@pytest.mark.parametrize(
+    "flag", ["length", "micro_batch_size", "response_share", "readout_width", "discriminator_width"]
+)
 def test_more_takes_more(flag):
     value = getattr(SMALL, flag)
     peaks = [plan(replace(SMALL, **{flag: type(value)(value * factor)})).peak for factor in (1, 1.5, 2)]

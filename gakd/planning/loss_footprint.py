@@ -30,6 +30,7 @@ class GameBytes:
 
 def game_bytes(
     readout_width: int,
+    discriminator_width: int,
     widths: tuple[int, int],
     sequences: int,
     supervised: int,
@@ -39,7 +40,9 @@ def game_bytes(
     with FakeTensorMode():
         vocabulary = 2  # what grows with it, weights and gradients of the map and of the head, is counted apart
         readout = CenteredLogitReadout(vocabulary, readout_width)
-        adversarial = Adversarial(TransformerDiscriminator(readout_width), RelativisticGAN(), readout)
+        adversarial = Adversarial(
+            TransformerDiscriminator(readout_width, discriminator_width), RelativisticGAN(), readout
+        )
         rows_N = torch.zeros(sequences * supervised, dtype=torch.int64)
         ids_BT = torch.zeros(sequences, supervised, dtype=torch.int64)
         batch = Batch(ids_BT, ids_BT, ids_BT, rows_N, rows_N, (supervised,) * sequences, len(rows_N))
@@ -63,10 +66,11 @@ def game_bytes(
     return GameBytes(live.peak, kept)
 
 
-def discriminator_entries(readout_width: int) -> int:
+def discriminator_entries(readout_width: int, discriminator_width: int) -> int:
     """Parameters of the discriminator behind its map."""
     with torch.device("meta"):
-        return sum(parameter.numel() for parameter in TransformerDiscriminator(readout_width).parameters())
+        discriminator = TransformerDiscriminator(readout_width, discriminator_width)
+        return sum(parameter.numel() for parameter in discriminator.parameters())
 
 
 def row_bytes(rows: int, vocab_size: int, student: torch.dtype, teacher: torch.dtype | None) -> int:

@@ -40,6 +40,8 @@ class PlanConfig:
     """The recipe plays against recipes/gakd.py's discriminator: a map of the logits and a Transformer of 2 layers behind it."""
     readout_width: int = 256
     """Width R of the discriminator's map."""
+    discriminator_width: int = 256
+    """Width of its Transformer, a multiple of 4."""
     devices: int = 1
     """Processes per node, one a device."""
     num_nodes: int = 1

@@ -101,7 +101,9 @@ def phases(setting: Setting) -> dict[str, Parts]:
     game_forward, game_kept = 0, 0
     if setting.plays and teacher is not None:
         widths, dtypes = (student.width, teacher.width), (setting.dtype, setting.teacher_dtype)
-        game = game_bytes(config.readout_width, widths, sequences, setting.supervised, dtypes)
+        game = game_bytes(
+            config.readout_width, config.discriminator_width, widths, sequences, setting.supervised, dtypes
+        )
         game_forward, game_kept = game.forward, game.kept
 
     held = _held(setting)
@@ -168,12 +170,13 @@ def _discriminator(setting: Setting) -> int:
     if not setting.plays or setting.teacher is None:
         return 0
     width, student, teacher = setting.config.readout_width, setting.student.width, setting.teacher.width
+    behind = discriminator_entries(width, setting.config.discriminator_width)
     if setting.student.head_trains:
-        return 4 * FLOAT32 * (discriminator_entries(width) + width * setting.vocab_size)
+        return 4 * FLOAT32 * (behind + width * setting.vocab_size)
     # Frozen heads: a map of the span of both heads' columns, and both heads in its coordinates (`frozen_heads.py`).
     span = min(student + teacher, setting.vocab_size)
     buffers = span * (student + teacher + 2) + width * width
-    return FLOAT32 * (4 * (discriminator_entries(width) + width * span) + buffers)
+    return FLOAT32 * (4 * (behind + width * span) + buffers)
 
 
 def _chunk(setting: Setting) -> int:
