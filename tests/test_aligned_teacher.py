@@ -33,7 +33,8 @@ from gakd.aligned_teacher import load_aligned_teacher
 from gakd.cli import parse
 from gakd.data import Data, DataConfig, DataError, Example, Row, collate, encode
 from gakd.data.alignment import align
-from gakd.models import ModelConfig, ModelError
+from gakd.model_names import ModelError
+from gakd.models import ModelConfig
 from gakd.objective import Coefficients, Counts, Objective
 from tests import tiny
 from tests.test_alignment import CORPUS, byte_level

@@ -19,7 +19,8 @@ from gakd.data.prompts import encode_prompts
 from gakd.endpoint import EndpointTeacher
 from gakd.endpoint_config import EndpointConfig
 from gakd.evaluation import Sampling, decode, generate
-from gakd.models import load_model, load_tokenizer, resolve
+from gakd.model_names import resolve
+from gakd.models import load_model, load_tokenizer
 from tests import tiny
 
 

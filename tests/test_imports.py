@@ -47,9 +47,10 @@ LAYERS = {
     "teacher_cache": {"types", "errors"},
     "cache_writer": {"types", "files", "data", "teacher_cache"},
     "sharding": set(),
-    "models": {"types", "errors", "cache", "export", "fingerprints", "sharding", "teacher_cache"},
-    "teachers": {"types", "models", "data", "fingerprints", "teacher_cache"},
-    "aligned_teacher": {"types", "models", "data"},
+    "model_names": {"errors", "cache", "export"},
+    "models": {"types", "errors", "export", "model_names", "fingerprints", "sharding", "teacher_cache"},
+    "teachers": {"types", "model_names", "models", "data", "fingerprints", "teacher_cache"},
+    "aligned_teacher": {"types", "model_names", "models", "data"},
     "distiller": {"types", "functional", "objective", "divergences", "fused", "adversarial", "models", "readouts", "kernel"}
     | {"sharding", "weights"},
     "data": {"types", "errors", "cache", "data"},
@@ -71,12 +72,12 @@ LAYERS = {
     "run_recipe": {"errors", "recipe_files"},
     "flags": {"errors"},
     "machine": set(),
-    "preflight": {"errors", "run_config", "flags", "data", "loggers", "machine", "models", "planning"},
+    "preflight": {"errors", "run_config", "flags", "data", "loggers", "machine", "model_names", "models"} | {"planning"},
     "doctor": {"cache", "machine"}, "command": {"cli"},
     "report": {"errors", "adversarial", "evaluation", "report"},
     "study": {"types", "cli", "errors", "machine", "data", "divergences", "evaluation", "export", "fused", "models", "study"},
-    "planning": {"types", "errors", "flags", "models", "adversarial", "chunks", "discriminators", "divergences", "games"}
-    | {"kernel", "objective", "readouts", "planning"},
+    "planning": {"types", "errors", "flags", "model_names", "models", "adversarial", "chunks", "discriminators", "divergences"}
+    | {"games", "kernel", "objective", "readouts", "planning"},
 }  # fmt: skip
 MODULES = sorted(path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py"))
 

@@ -14,9 +14,9 @@ from transformers import (
 )
 
 from gakd.export import write_folder
+from gakd.model_names import ModelError, resolve
 from gakd.models import (
     ModelConfig,
-    ModelError,
     add_lora,
     check_tokenizers,
     head_of,
@@ -26,7 +26,6 @@ from gakd.models import (
     load_student,
     load_tokenizer,
     prune_layers,
-    resolve,
 )
 from gakd.types import Batch
 from tests import tiny

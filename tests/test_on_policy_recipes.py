@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gakd.models import ModelConfig, ModelError
+from gakd.model_names import ModelError
+from gakd.models import ModelConfig
 from gakd.teachers import load_reader
 from tests.recipe_runs import arguments, assert_close, assert_identical, make_material, metrics, run_here, run_there
 

@@ -21,7 +21,8 @@ from gakd.cli import parse
 from gakd.data import DataConfig, DataError, load_data
 from gakd.errors import InputError
 from gakd.flags import BOUNDS, check_flags
-from gakd.models import ModelConfig, ModelError, add_lora, load_model, load_tokenizer
+from gakd.model_names import ModelError
+from gakd.models import ModelConfig, add_lora, load_model, load_tokenizer
 from gakd.planning.command import plan
 from gakd.planning.plan import PlanConfig
 from gakd.preflight import check_devices, check_run, memory_warning, model_warnings, planned, prompt_warning

@@ -13,7 +13,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from gakd.errors import InputError
 from gakd.flags import check_flags
-from gakd.models import resolve
+from gakd.model_names import resolve
 from gakd.planning.footprint import Adapters, Shape, shape
 from gakd.planning.known_models import known_config, known_names
 from gakd.planning.plan import GB, Flops, Plan, PlanConfig

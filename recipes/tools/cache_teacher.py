@@ -22,7 +22,8 @@ from gakd.data import DataConfig, Example, Split, collate, load_split
 from gakd.evaluation.generation import special_ids
 from gakd.fingerprints import model_files, text_digest, tokenizer_fingerprint
 from gakd.logs import ProgressView
-from gakd.models import ModelError, check_tokenizers, load_model, load_tokenizer, local_folder
+from gakd.model_names import ModelError, local_folder
+from gakd.models import check_tokenizers, load_model, load_tokenizer
 from gakd.teacher_cache import DTYPES, MANIFEST, read_manifest
 from gakd.teachers import LocalTeacher
 
