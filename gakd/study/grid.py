@@ -23,6 +23,7 @@ class Method(NamedTuple):
     flags: tuple[str, ...] = ()
     headline: bool = False  # runs with all seeds, at a learning rate of its own
     cost: float = 1.0  # seconds of a run over those of reverse KL's, about: for the order of runs and the time left
+    control: str = ""  # the method that is this one without its adversary, where that is not the reference
 
 
 def methods(steps: int, longest_response: int, student: Path) -> tuple[Method, ...]:

@@ -72,11 +72,15 @@ class Entry(NamedTuple):
 
 
 class Results(NamedTuple):
-    """All of it; `reference` is the method that the others are compared with, `models` start and teacher."""
+    """All of it; `reference` is the method that the others are compared with, `models` start and teacher.
+
+    `controls` name, for methods that differ from the reference in more than their adversary, the one that differs in that alone.
+    """
 
     entries: tuple[Entry, ...]
     models: tuple[Entry, ...]
     reference: str
+    controls: Mapping[str, str] = {}
 
     def measured(self, measures: Sequence[Measure]) -> list[Measure]:
         """Those that every run has: of texts that are all short, none is about long ones."""
@@ -88,9 +92,17 @@ class Results(NamedTuple):
         """Every method but the one they are compared with."""
         return [entry for entry in self.entries if entry.name != self.reference]
 
-    def difference(self, entry: Entry, measure: str) -> Interval:
-        """To the reference, over the seeds that both have run."""
-        (reference,) = (other for other in self.entries if other.name == self.reference)
+    @property
+    def controlled(self) -> list[tuple[Entry, Entry]]:
+        """Methods with a control of their own, and that control, where both have run."""
+        named = {entry.name: entry for entry in self.entries}
+        pairs = [(entry, named.get(self.controls.get(entry.name, ""))) for entry in self.entries]
+        return [(entry, control) for entry, control in pairs if control is not None]
+
+    def difference(self, entry: Entry, measure: str, reference: Entry | None = None) -> Interval:
+        """To the reference, or to another method, over the seeds that both have run."""
+        if reference is None:
+            (reference,) = (other for other in self.entries if other.name == self.reference)
         shared = sorted({*entry.seeds} & {*reference.seeds})
         return difference(entry.values(measure, shared), reference.values(measure, shared))
 

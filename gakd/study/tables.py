@@ -33,6 +33,7 @@ def report(results: Results, tried: dict[str, dict[float, float]], settings: str
                 *_in_parts(MEASURES, lambda part: _differences(results, part)),
                 f"## By length of the reference: differences to {reference}",
                 *(_differences(results, part) for part in buckets),
+                *_controls(results),
                 "## Every measure",
                 *_in_parts(MEASURES, lambda part: _values(results, part)),
                 "## By length of the reference",
@@ -80,6 +81,24 @@ def _differences(results: Results, measures: Sequence[Measure]) -> str:
         for entry in results.compared
     ]  # fmt: skip
     return _markdown(["method", "seeds", *map(_heading, measures)], rows)
+
+
+def _controls(results: Results) -> list[str]:
+    """Of methods that change more than the adversary: what the adversary alone adds."""
+    measures = results.measured([*(measure for measure in MEASURES if measure.name in _SHORT), *ROUGE_BY_BUCKET[-1:]])
+    rows = [
+        [
+            entry.label, control.label,
+            *(_marked(results.difference(entry, measure.name, control), measure.decimals) for measure in measures),
+        ]
+        for entry, control in results.controlled
+    ]  # fmt: skip
+    if not rows:
+        return []
+    return [
+        "## Differences to the same without the adversary",
+        _markdown(["method", "without", *map(_heading, measures)], rows),
+    ]
 
 
 def _values(results: Results, measures: Sequence[Measure]) -> str:

@@ -1,0 +1,60 @@
+"""What a study is asked for, and the folder that keeps to it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from gakd.study.grid import LEARNING_RATES
+from gakd.study.settings import keep_to, write_json
+from gakd.study.world import WorldConfig
+
+FREE_TO_CHANGE = ("output_dir", "quick", "search", "methods", "seeds", "ablation_seeds", "jobs")
+
+
+@dataclass
+class Config:
+    output_dir: Path = Path("runs/study")
+    """Folder of the world, all runs and the report; a later command with the same settings goes on in it."""
+    quick: bool = False
+    """A tiny world, two methods and two seeds: minutes, to see that all works and what comes out."""
+    search: bool = False
+    """Instead of the comparison: many settings of the adversary, judged on the validation split alone."""
+    methods: tuple[str, ...] = ()
+    """Methods to run, reverse_kl always among them, and gakd where a variant of it is; none: all."""
+    seeds: int = 5
+    """Runs of each headline method, each with its own data order."""
+    ablation_seeds: int = 3
+    """Runs of each variant of GAKD."""
+    steps: int = 300
+    """Updates of the student in each run."""
+    batch_size: int = 16
+    """Sequences per update."""
+    learning_rates: tuple[float, ...] = LEARNING_RATES
+    """Peak learning rates that are tried for every headline method."""
+    tune_ablations: bool = False
+    """Try them for every variant of GAKD too; else these take GAKD's, so that one thing changes."""
+    sampling_seeds: tuple[int, ...] = (10, 20, 30, 40, 50)
+    """Each draws one response a test prompt; validation takes the first three. [10 20 30 40 50]"""
+    jobs: int = os.cpu_count() or 1
+    """Runs at once, of one thread each; 0: in this process, one after the other."""
+    world: WorldConfig = field(default_factory=WorldConfig)
+
+
+QUICK = Config(
+    output_dir=Path("runs/study-quick"), quick=True, methods=("reverse_kl", "gakd"), seeds=2, ablation_seeds=2, steps=40,
+    learning_rates=(1e-3, 3e-3), sampling_seeds=(10, 20),
+    world=WorldConfig(
+        vocabulary=1024, longest_response=64, train_rows=2000, held_out_rows=64, teacher_width=64, teacher_epochs=2,
+        student_layers=1, student_epochs=1,
+    ),
+)  # fmt: skip
+
+
+def claim(config: Config) -> None:
+    """Keep the settings beside the results; InputError where the folder holds a study of other ones."""
+    settings = {name: value for name, value in asdict(config).items() if name not in FREE_TO_CHANGE}
+    if not keep_to(config.output_dir / "study.json", settings):
+        config.output_dir.mkdir(parents=True, exist_ok=True)
+        write_json(config.output_dir / "study.json", settings)

@@ -1,0 +1,65 @@
+"""What is tried to make the adversary help: its knobs, one after the other, judged on the validation split alone."""
+
+from __future__ import annotations
+
+from gakd.study.grid import REFERENCE, Method
+
+OWN_TEXT = "own_text"
+
+
+def knobs(steps: int, longest_response: int) -> tuple[Method, ...]:
+    """All settings that are tried, after the references that they are compared with.
+
+    Penalties are per squared slope with respect to what is read. A map of probabilities starts V times as steep as one of
+    logits, so 0.005 there is about what 10 is here at V = 2,048.
+    """
+    tenth = str(max(steps // 10, 1))
+    sizes = ("--readout-width", "64", "--discriminator-width", "64")
+    game = (*sizes, "--adversarial-start", tenth, "--adversarial-ramp", tenth)
+    slow = ("--r1", "100", "--r2", "100", "--discriminator-learning-rate", "5e-5")
+    fast = ("--discriminator-learning-rate", "1e-3")
+    light = ("--r1", "0.005", "--r2", "0.005")
+    own = ("--student-max-new-tokens", str(longest_response))
+    late = (*sizes, "--adversarial-start", str(steps * 4 // 5), "--adversarial-ramp", "1")
+
+    def share(value: float) -> tuple[str, str]:
+        return "--adversarial-share", f"{value:g}"
+
+    on_logits, on_log_probs, on_probabilities, on_own_text = (
+        f"{name}.py"
+        for name in ("gakd", "ablations/gakd_log_probs", "ablations/gakd_probabilities", "ablations/gakd_on_policy")
+    )
+    rows = [
+        Method(REFERENCE, "reverse KL", "baselines/reverse_kl.py"),
+        Method(
+            "reverse_kl_alone", "reverse KL, no cross entropy", "baselines/reverse_kl.py",
+            ("--cross-entropy-weight", "0", "--reverse-kl-weight", "1"),
+        ),
+        Method(OWN_TEXT, "reverse KL, own text", on_own_text, (*game, *own, "--adversarial-weight", "0"), cost=3),
+    ]  # fmt: skip
+    for value in (0.1, 0.3, 1.0):
+        rows += [
+            Method(f"logits_{value:g}", f"logits, share {value:g}", on_logits, (*game, *share(value)), cost=2),
+            Method(
+                f"logits_slow_{value:g}", f"logits, share {value:g}, slow", on_logits, (*game, *slow, *share(value)), cost=2
+            ),
+            Method(f"late_{value:g}", f"logits, share {value:g}, last fifth", on_logits, (*late, *share(value)), cost=1.5),
+            Method(f"log_probs_{value:g}", f"log-probs, share {value:g}", on_log_probs, (*game, *share(value)), cost=2.5),
+            Method(
+                f"probabilities_{value:g}", f"probabilities, share {value:g}", on_probabilities,
+                (*game, *light, *share(value)), cost=2.5,
+            ),
+            Method(
+                f"probabilities_fast_{value:g}", f"probabilities, share {value:g}, fast", on_probabilities,
+                (*game, *light, *fast, *share(value)), cost=2.5,
+            ),
+            Method(
+                f"own_text_{value:g}", f"own text, share {value:g}", on_own_text, (*game, *own, *share(value)), cost=4,
+                control=OWN_TEXT,
+            ),
+            Method(
+                f"own_text_slow_{value:g}", f"own text, share {value:g}, slow", on_own_text,
+                (*game, *own, *slow, *share(value)), cost=4, control=OWN_TEXT,
+            ),
+        ]  # fmt: skip
+    return tuple(rows)
