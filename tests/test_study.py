@@ -13,10 +13,12 @@ from transformers import AutoModelForCausalLM
 
 from gakd.errors import InputError, RunError
 from gakd.models import load_tokenizer
-from gakd.study import runs
+from gakd.study import runs, stages
+from gakd.study.knobs import knobs
 from gakd.study.results import MEASURES
 from gakd.study.runs import recipe_module
 from gakd.study.world import World, WorldConfig, make_material
+from tests.recipe_runs import make_material as make_recipe_material
 from tests.recipe_table import ROOT
 
 
@@ -133,3 +135,52 @@ def test_other_settings_need_another_folder(study):
     module, config = study
     with pytest.raises(InputError, match="made with other settings: steps was 4, is 5"):
         module.main(replace(config, steps=5))
+
+
+def test_a_search_judges_on_the_validation_split_alone(study, monkeypatch):
+    module, config = study
+    names = ("reverse_kl", "own_text", "logits_0.3", "own_text_0.3")
+    monkeypatch.setattr(stages, "knobs", lambda *sizes: tuple(row for row in knobs(*sizes) if row.name in names))
+    module.main(replace(config, search=True, ablation_seeds=2))
+    folder = config.output_dir / "search"
+    found = json.loads((folder / "results.json").read_text())["entries"]
+    assert {*found} == {*names}  # and not the teacher, which is measured on the test split
+    scores = json.loads((folder / "logits_0.3" / "lr-0.003-seed-1" / "scores.json").read_text())
+    rows = {
+        split: len((config.output_dir / "world" / "data" / f"{split}.jsonl").read_text().splitlines())
+        for split in ("valid", "test")
+    }
+    assert len(scores["rouge_l"]["sums"]) == rows["valid"] != rows["test"]
+    # Its adversary is all that GAKD on own text has more than its control.
+    report = (folder / "report.md").read_text()
+    controlled = report.split("## Differences to the same without the adversary")[1].split("##")[0]
+    assert "| own text, share 0.3 | reverse KL, own text |" in controlled
+    assert "logits" not in controlled
+    assert "On the validation split." in report
+
+
+def test_given_models_take_the_place_of_mini_ones(tmp_path):
+    material = make_recipe_material(tmp_path)
+    module = tool()
+    given = WorldConfig(
+        dataset=str(material / "data"), longest_prompt=60, longest_response=34, student_epochs=0, keep_layers=2,
+        teacher=str(material / "teacher"), student=str(material / "student"),
+    )  # fmt: skip
+    config = module.Config(
+        output_dir=tmp_path / "study", methods=("sft", "reverse_kl"), seeds=1, steps=3, batch_size=8,
+        learning_rates=(1e-3,), sampling_seeds=(1, 2), jobs=0, world=given,
+    )  # fmt: skip
+    module.main(config)
+    found = json.loads((config.output_dir / "results.json").read_text())["entries"]
+    assert found.keys() == {"teacher", "student", "sft", "reverse_kl"}
+    assert found["teacher"]["measures"]["reverse_kl"]["estimate"] == pytest.approx(0, abs=1e-5)
+    assert (
+        found["reverse_kl"]["measures"]["reverse_kl"]["estimate"]
+        < found["student"]["measures"]["reverse_kl"]["estimate"]
+    )
+    before = AutoModelForCausalLM.from_pretrained(config.output_dir / "world" / "student" / "student")
+    assert before.config.num_hidden_layers == 2
+    settings = json.loads((config.output_dir / "runs" / "reverse_kl" / "lr-0.001-seed-1" / "config.json").read_text())
+    assert settings["models"]["teacher_cache"] == str(config.output_dir / "world" / "teacher-cache")
+    with pytest.raises(InputError, match="a given teacher and a given student go together"):
+        make_material(World(tmp_path / "half"), replace(given, student=None))

@@ -9,10 +9,12 @@ import pytest
 from gakd.cli import parse
 from gakd.errors import InputError
 from gakd.study.grid import REFERENCE, chosen, methods
+from gakd.study.knobs import knobs
 from gakd.study.runs import recipe_module
 from tests.recipe_table import ROOT, TEMPLATE
 
 GRID = methods(300, 160, Path("world/student/student"))
+KNOBS = knobs(300, 160)
 COMMON = ["--student", "world/student/student", "--teacher", "world/teacher/student", "--steps", "300", "--seed", "3"]
 
 
@@ -61,3 +63,19 @@ def test_a_choice_keeps_the_reference_and_the_order():
     assert chosen(GRID, []) == list(GRID)
     with pytest.raises(InputError, match="no method 'gakdd', did you mean 'gakd'"):
         chosen(GRID, ["gakdd"])
+
+
+@pytest.mark.parametrize("method", KNOBS, ids=lambda method: method.name)
+def test_a_knob_is_a_flag_of_its_recipe(method):
+    config = parsed(method)
+    names = [other.name for other in KNOBS]
+    assert names.count(method.name) == 1
+    assert method.control in ("", *names)
+    plays = getattr(config, "adversarial_share", None) is not None
+    assert plays == method.name.endswith(("_0.1", "_0.3", "_1"))
+
+
+def test_what_writes_text_reads_no_cache():
+    writes = [method.name for method in (*GRID, *KNOBS) if any("max-new-tokens" in flag for flag in method.flags)]
+    refused = [method.name for method in (*GRID, *KNOBS) if not method.cached]
+    assert [name for name in refused if name != "released"] == writes

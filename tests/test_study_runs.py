@@ -75,14 +75,24 @@ def test_in_processes_each_runs_once_and_a_failure_stops_nothing_else(recipe):
 
 
 def test_a_trained_student_that_was_not_measured_is_only_measured(recipe, monkeypatch):
-    measured: list[Path] = []
+    measured: list[str] = []
     monkeypatch.setattr(runs, "score", lambda student, scoring: measured.append(student) or {})
     own = job(recipe, "a")
     run_all([own], 0, lambda done, running: None)
     run_all([own._replace(scoring="any")], 0, lambda done, running: None)  # type: ignore[arg-type]
     assert times_run(own) == 1
-    assert measured == [own.folder / "student"]
+    assert measured == [str(own.folder / "student")]
     assert json.loads(own.scores.read_text()) == {}
+
+
+def test_a_model_without_a_recipe_is_measured_alone(recipe, monkeypatch):
+    measured: list[str] = []
+    monkeypatch.setattr(runs, "score", lambda student, scoring: measured.append(student) or {})
+    own = job(recipe, "a")._replace(recipe=None, model="some/model", scoring="any")  # type: ignore[arg-type]
+    assert not own.finished
+    assert run_all([own], 0, lambda done, running: None) == []
+    assert measured == ["some/model"]
+    assert not (own.folder / "runs.txt").exists()
 
 
 def test_a_resumed_run_has_no_time(recipe):

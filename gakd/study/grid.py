@@ -23,6 +23,7 @@ class Method(NamedTuple):
     flags: tuple[str, ...] = ()
     headline: bool = False  # runs with all seeds, at a learning rate of its own
     cost: float = 1.0  # seconds of a run over those of reverse KL's, about: for the order of runs and the time left
+    cached: bool = True  # can learn from a teacher cache: all its text is the dataset's
     control: str = ""  # the method that is this one without its adversary, where that is not the reference
 
 
@@ -46,17 +47,18 @@ def methods(steps: int, longest_response: int, student: Path) -> tuple[Method, .
     gentle = (*game, "--r1", "100", "--r2", "100", "--discriminator-learning-rate", "5e-5")
     return (
         Method("sft", "SFT", "baselines/sft.py", (), True, 0.8),
-        Method("seqkd", "SeqKD", "baselines/seqkd.py", taught, True, 3.5),
+        Method("seqkd", "SeqKD", "baselines/seqkd.py", taught, True, 3.5, cached=False),
         Method("forward_kl", "forward KL", "baselines/forward_kl.py", (), True),
         Method(REFERENCE, "reverse KL", "baselines/reverse_kl.py", (), True),
         Method("jensen_shannon", "JSD", "baselines/jensen_shannon.py", (), True),
         Method("skew_reverse_kl", "skew reverse KL", "baselines/skew_reverse_kl.py", half, True),
-        Method("gkd", "GKD", "baselines/gkd.py", own, True, 3),
+        Method("gkd", "GKD", "baselines/gkd.py", own, True, 3, cached=False),
         Method(
             "minillm", "MiniLLM", "baselines/minillm.py",
             (*own, "--updates", "4", "--steps", str(max(steps // 4, 1))), True, 2,
+            cached=False,
         ),
-        Method("distillm", "DistiLLM", "baselines/distillm.py", (*own, "--initial-threshold", "0.5"), True, 2),
+        Method("distillm", "DistiLLM", "baselines/distillm.py", (*own, "--initial-threshold", "0.5"), True, 2, cached=False),
         Method(VARIED, "GAKD", "gakd.py", game, True, 2),
         Method("gakd_share", "GAKD, share 0.1, gentle", "gakd.py", (*gentle, "--adversarial-share", "0.1"), True, 2),
         Method("gakd_weight_0.02", "GAKD, weight 0.02", "gakd.py", (*game, "--adversarial-weight", "0.02"), False, 2),
@@ -72,11 +74,15 @@ def methods(steps: int, longest_response: int, student: Path) -> tuple[Method, .
         Method("gakd_wgan", "GAKD, Wasserstein", "ablations/gakd_wgan.py", game, False, 2),
         Method("gakd_raw_logits", "GAKD, raw logits", "ablations/gakd_raw_logits.py", game, False, 2),
         Method("gakd_mlp", "GAKD, MLP", "ablations/gakd_mlp_discriminator.py", order_blind, False, 1.5),
-        Method("gakd_teacher_text", "GAKD, teacher text", "ablations/gakd_teacher_text.py", (*game, *taught), False, 5),
-        Method("gakd_on_policy", "GAKD, own text", "ablations/gakd_on_policy.py", (*game, *own), False, 4),
+        Method(
+            "gakd_teacher_text", "GAKD, teacher text", "ablations/gakd_teacher_text.py", (*game, *taught), False, 5,
+            cached=False,
+        ),
+        Method("gakd_on_policy", "GAKD, own text", "ablations/gakd_on_policy.py", (*game, *own), False, 4, cached=False),
         Method(
             "released", "GAKD, as released", "ablations/released.py",
             ("--discriminator", str(student), "--adversarial-start", tenth), False, 3,
+            cached=False,
         ),
     )  # fmt: skip
 
@@ -90,7 +96,7 @@ def chosen(grid: Sequence[Method], names: Sequence[str]) -> list[Method]:
             raise InputError(
                 f"no method {name!r}{f', did you mean {close[0]!r}?' if close else ''}: give {', '.join(known)}"
             )
-    wanted = {*names, REFERENCE}
+    wanted = {*names, REFERENCE, *(method.control for method in grid if method.name in names and method.control)}
     if any(method.name in wanted and not method.headline for method in grid):
         wanted.add(VARIED)
     return [method for method in grid if not names or method.name in wanted]

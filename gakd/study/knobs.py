@@ -35,7 +35,7 @@ def knobs(steps: int, longest_response: int) -> tuple[Method, ...]:
             "reverse_kl_alone", "reverse KL, no cross entropy", "baselines/reverse_kl.py",
             ("--cross-entropy-weight", "0", "--reverse-kl-weight", "1"),
         ),
-        Method(OWN_TEXT, "reverse KL, own text", on_own_text, (*game, *own, "--adversarial-weight", "0"), cost=3),
+        Method(OWN_TEXT, "reverse KL, own text", on_own_text, (*game, *own, "--adversarial-weight", "0"), cost=3, cached=False),
     ]  # fmt: skip
     for value in (0.1, 0.3, 1.0):
         rows += [
@@ -55,11 +55,11 @@ def knobs(steps: int, longest_response: int) -> tuple[Method, ...]:
             ),
             Method(
                 f"own_text_{value:g}", f"own text, share {value:g}", on_own_text, (*game, *own, *share(value)), cost=4,
-                control=OWN_TEXT,
+                cached=False, control=OWN_TEXT,
             ),
             Method(
                 f"own_text_slow_{value:g}", f"own text, share {value:g}, slow", on_own_text,
-                (*game, *own, *slow, *share(value)), cost=4, control=OWN_TEXT,
+                (*game, *own, *slow, *share(value)), cost=4, cached=False, control=OWN_TEXT,
             ),
         ]  # fmt: skip
     return tuple(rows)

@@ -30,16 +30,21 @@ POLL = 0.5  # seconds between looks at the runs
 
 
 class Job(NamedTuple):
-    """One run of a recipe, and how its student is then measured."""
+    """One run of a recipe, and how its student is then measured; without a recipe a model is only measured."""
 
     label: str
-    recipe: Path
+    recipe: Path | None
     flags: tuple[str, ...]
     folder: Path
     scoring: Scoring | None = None
     steps: int = 1  # to tell how far it is
     cost: float = 1.0  # against other jobs, about
     threads: int = 1
+    model: str | None = None  # what is measured, where that is not the run's student
+
+    @property
+    def trained(self) -> bool:
+        return self.recipe is None or ((self.folder / "after.json").exists() and (self.folder / COST).exists())
 
     @property
     def scores(self) -> Path:
@@ -47,8 +52,7 @@ class Job(NamedTuple):
 
     @property
     def finished(self) -> bool:
-        trained = (self.folder / "after.json").exists() and (self.folder / COST).exists()
-        return trained and (self.scoring is None or self.scores.exists())
+        return self.trained and (self.scoring is None or self.scores.exists())
 
     def progress(self) -> float:
         """Share of its steps that are done, 0 to 1."""
@@ -64,7 +68,7 @@ class Job(NamedTuple):
 def execute(job: Job) -> None:
     """Train, if that is still to do, then measure."""
     torch.set_num_threads(job.threads)
-    if not ((job.folder / "after.json").exists() and (job.folder / COST).exists()):
+    if job.recipe is not None and not job.trained:
         begun = (job.folder / "before.json").exists()
         started, processor, memory = time.perf_counter(), time.process_time(), peak_memory()
         run_recipe(job.recipe, [*job.flags, "--output-dir", str(job.folder), "--resume"])
@@ -76,7 +80,7 @@ def execute(job: Job) -> None:
         }
         write_json(job.folder / COST, cost)
     if job.scoring is not None and not job.scores.exists():
-        write_json(job.scores, score(job.folder / "student", job.scoring))
+        write_json(job.scores, score(job.model or str(job.folder / "student"), job.scoring))
     shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)  # a finished run is not resumed, and there are many
 
 
@@ -153,7 +157,8 @@ def execute_logged(job: Job) -> None:
     """`execute`, with all that it prints, and why it failed, in `FOLDER/log.txt`."""
     job.folder.mkdir(parents=True, exist_ok=True)
     with (job.folder / LOG).open("a", buffering=1) as log, redirect_stdout(log), redirect_stderr(log):
-        print(f"$ python {job.recipe} {' '.join(job.flags)} --output-dir {job.folder} --resume")
+        if job.recipe is not None:
+            print(f"$ python {job.recipe} {' '.join(job.flags)} --output-dir {job.folder} --resume")
         try:
             execute(job)
         except Exception:

@@ -59,15 +59,15 @@ class Scoring(NamedTuple):
 def write_teacher_text(scoring: Scoring) -> None:
     """The teacher's responses, token ids of each seed, which students' are told apart from; nothing where they are."""
     if not scoring.teacher_text.exists():
-        teacher, tokenizer = load_model(str(scoring.world.teacher)), load_tokenizer(str(scoring.world.teacher))
+        teacher, tokenizer = load_model(scoring.world.teacher), load_tokenizer(scoring.world.teacher)
         examples = load_split(scoring.data, tokenizer, scoring.split)
         written = scoring.responses(teacher, tokenizer, examples, TEACHER_SEED)
         write_json(scoring.teacher_text, [[generation.ids for generation in of_seed] for of_seed in written])
 
 
-def score(student_folder: Path, scoring: Scoring) -> PromptValues:
-    """Every measure of one student; means over the sampling seeds."""
-    student, tokenizer = load_model(str(student_folder)), load_tokenizer(str(student_folder))
+def score(name: str, scoring: Scoring) -> PromptValues:
+    """Every measure of one student, a folder or another name of a model; means over the sampling seeds."""
+    student, tokenizer = load_model(name), load_tokenizer(name)
     examples = load_split(scoring.data, tokenizer, scoring.split)
     written = scoring.responses(student, tokenizer, examples)
     rouge = [
@@ -81,7 +81,7 @@ def score(student_folder: Path, scoring: Scoring) -> PromptValues:
     _add(values, "rouge_l", [fmean(of_prompt) for of_prompt in zip(*rouge, strict=True)], [1.0] * len(examples))
     if scoring.rouge_alone:
         return values
-    teacher = load_model(str(scoring.world.teacher))
+    teacher = load_model(scoring.world.teacher)
     values |= _of_held_out_text(student, teacher, examples, special_ids(tokenizer)[1])
     values |= _of_written_text(written, examples, json.loads(scoring.teacher_text.read_text()))
     for of_seed in written[:OWN_TEXT_SEEDS]:

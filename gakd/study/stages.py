@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from datetime import timedelta
@@ -18,7 +20,7 @@ from gakd.study.knobs import knobs
 from gakd.study.results import Entry, Results, read_scores
 from gakd.study.runs import LOG, Job, cost_of, run_all
 from gakd.study.scoring import Scoring, write_teacher_text
-from gakd.study.world import World, make_material, training_flags
+from gakd.study.world import World, make_material, training_flags, training_steps
 
 SECONDS_BETWEEN_LINES = 60  # where there is no terminal to draw a bar on
 TEACHER_COST, STUDENT_COST = 20.0, 5.0  # against one run of reverse KL, about: for the time left
@@ -31,7 +33,7 @@ class Study:
 
     def __init__(self, config: Config, recipes: Path, progress: Progress) -> None:
         self.config, self.recipes, self.progress = config, recipes, progress
-        self.world = World(config.output_dir / "world")
+        self.world = World(config.output_dir / "world", config.world.teacher)
         self.data = DataConfig(
             dataset=str(self.world.data),
             max_length=config.world.max_length,
@@ -61,21 +63,39 @@ class Study:
         return method.headline or self.config.tune_ablations
 
     def make_world(self) -> None:
-        config, recipe, threads = self.config, self.recipes / "baselines" / "sft.py", max(self.config.jobs, 1)
-        make_material(self.world, config.world)
-        teacher, student = (
-            Job(name, recipe, (*self._shared_flags(), *training_flags(self.world, config.world, name, config.batch_size)),
-                self.world.folder / name, cost=TEACHER_COST, threads=threads)
-            for name in ("teacher", "student")
-        )  # fmt: skip
-        self._run("world: teacher", [teacher])
-        self.check()
+        """Texts and models; a given teacher reads the texts once, for all runs that can learn from its cache."""
+        config = self.config.world
+        make_material(self.world, config)
+        teacher = Job("teacher", None, (), self.world.folder / "teacher", cost=TEACHER_COST, model=self.world.teacher)
+        if config.teacher is None:
+            teacher = self._training("teacher", TEACHER_COST)
+            self._run("world: teacher", [teacher])
+            self.check()
+        student = Job("student", None, (), self.world.folder / "student", cost=STUDENT_COST)
+        if config.student_epochs > 0:
+            student = self._training("student", STUDENT_COST)
         write_teacher_text(self.test)
-        self._run(
-            "world: student", [job._replace(scoring=self.test, cost=STUDENT_COST / 2) for job in (teacher, student)]
-        )
-
+        self._run("world: student", [job._replace(scoring=self.test) for job in (teacher, student)])
         self.check()
+        if self.world.teacher_cache is not None and any(method.cached for method in self.methods):
+            self._cache_teacher(self.world.teacher_cache)
+
+    def _training(self, name: str, cost: float) -> Job:
+        steps = training_steps(self.world, self.config.world, name, self.config.batch_size)
+        flags = (*self._shared_flags(), *training_flags(self.world, name, steps))
+        recipe, threads = self.recipes / "baselines" / "sft.py", max(self.config.jobs, 1)
+        return Job(name, recipe, flags, self.world.folder / name, None, steps, cost, threads)
+
+    def _cache_teacher(self, folder: Path) -> None:
+        command = [
+            sys.executable, str(self.recipes / "tools" / "cache_teacher.py"), "--teacher", self.world.teacher, "--output",
+            str(folder), *self._data_flags(),
+        ]  # fmt: skip
+        path = self.world.folder / "teacher-cache.txt"
+        self._show("world: teacher cache", self._done, str(path))
+        with path.open("w") as log:
+            if subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode:
+                raise RunError(f"the teacher could not be cached, see {path}; the same command goes on from there")
 
     def tune(self) -> dict[str, dict[float, float]]:
         """Validation ROUGE-L of each method at each learning rate."""
@@ -134,10 +154,12 @@ class Study:
         )  # fmt: skip
 
     def _job(self, method: Method, rate: float, seed: int, scoring: Scoring, runs: str = RUNS) -> Job:
-        steps = self.config.steps
+        steps, cache = self.config.steps, ()
+        if self.world.teacher_cache is not None and method.cached:
+            cache = ("--teacher-cache", str(self.world.teacher_cache))
         name = f"lr-{rate:g}-seed-{seed}"
         flags = (
-            "--student", str(self.world.student), "--teacher", str(self.world.teacher), *self._shared_flags(),
+            "--student", str(self.world.student), "--teacher", self.world.teacher, *cache, *self._shared_flags(),
             "--steps", str(steps), "--warmup-steps", str(steps // 20), "--learning-rate", str(rate), "--seed", str(seed),
             "--evaluate-every", str(max(steps // 5, 1)), *method.flags,
         )  # fmt: skip
@@ -148,10 +170,14 @@ class Study:
         """The run's own evaluation is a light one; what is reported is measured alike for all afterwards."""
         size = str(self.config.batch_size)
         return (
-            "--dataset", self.data.dataset, "--max-length", str(self.data.max_length),
-            "--max-prompt-length", str(self.data.max_prompt_length), "--lora-rank", "0", "--batch-size", size,
-            "--micro-batch-size", size, "--save-every", "0", "--keep-checkpoints", "1", "--examples", "32",
-            "--text-examples", "0", "--valid-text-examples", "0",
+            *self._data_flags(), "--lora-rank", "0", "--batch-size", size, "--micro-batch-size", size, "--save-every", "0",
+            "--keep-checkpoints", "1", "--examples", "32", "--text-examples", "0", "--valid-text-examples", "0",
+        )  # fmt: skip
+
+    def _data_flags(self) -> tuple[str, ...]:
+        return (
+            "--dataset", self.data.dataset, "--max-length", str(self.data.max_length), "--max-prompt-length",
+            str(self.data.max_prompt_length),
         )  # fmt: skip
 
     def _run(self, stage: str, jobs: Sequence[Job]) -> None:

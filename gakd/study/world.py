@@ -1,4 +1,4 @@
-"""The mini world: complete texts, a tokenizer trained on them, a teacher and a student trained from scratch."""
+"""The world of a study: complete texts, a teacher and a student; mini ones trained from scratch, or given ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from gakd.data import Example, Row, Split, load_rows
 from gakd.data.prompts import encode
@@ -18,6 +18,7 @@ from gakd.errors import InputError
 from gakd.evaluation.generation import special_ids
 from gakd.evaluation.held_out import spread
 from gakd.export import write_folder
+from gakd.models import ModelConfig, load_shared_tokenizer, load_student
 from gakd.study.settings import keep_to, write_json
 
 END, PADDING, USER, ASSISTANT = "<|end|>", "<|padding|>", "<|user|>", "<|assistant|>"
@@ -58,7 +59,13 @@ class WorldConfig:
     student_layers: int = 2
     """Decoder layers of the students."""
     student_epochs: float = 3
-    """Passes of the SFT that all methods start from."""
+    """Passes of the SFT that all methods start from; 0, for a given student alone, leaves it out."""
+    teacher: str | None = None
+    """A model to learn from in place of a mini one: a folder, hub id or name. Needs --student."""
+    student: str | None = None
+    """Its student, of the same tokenizer: a folder, hub id or name."""
+    keep_layers: int | None = None
+    """Decoder layers of the given student that are kept, evenly spaced; None for all."""
 
     @property
     def max_length(self) -> int:
@@ -69,18 +76,25 @@ class World(NamedTuple):
     """Where its parts are."""
 
     folder: Path
+    given_teacher: str | None = None
 
     @property
     def data(self) -> Path:
         return self.folder / "data"
 
     @property
-    def teacher(self) -> Path:
-        return self.folder / "teacher" / "student"
+    def teacher(self) -> str:
+        """Folder or name of the model."""
+        return self.given_teacher or str(self.folder / "teacher" / "student")
+
+    @property
+    def teacher_cache(self) -> Path | None:
+        """Of a given teacher: a mini one costs less to run than to read."""
+        return self.folder / "teacher-cache" if self.given_teacher else None
 
     @property
     def student(self) -> Path:
-        """The SFT student that every method starts from."""
+        """The student that every method starts from."""
         return self.folder / "student" / "student"
 
     def untrained(self, name: str) -> Path:
@@ -88,13 +102,22 @@ class World(NamedTuple):
 
 
 def make_material(world: World, config: WorldConfig) -> None:
-    """Texts, tokenizer and untrained models; nothing where they are. InputError for a folder of another world."""
+    """Texts, tokenizer and models before training; nothing where they are. InputError for a folder of another world."""
+    if (config.teacher is None) != (config.student is None):
+        raise InputError(
+            f"a given teacher and a given student go together, got --teacher {config.teacher} and --student {config.student}"
+        )
+    if config.student is None and config.student_epochs <= 0:
+        raise InputError(f"a mini student must be trained first, got --student-epochs {config.student_epochs:g}")
     settings = world.folder / "world.json"
     if keep_to(settings, asdict(config)):
         return
-    world.data.mkdir(parents=True, exist_ok=True)
     splits = {split: load_rows(config.dataset, split) for split in SPLITS}
-    tokenizer = train_tokenizer(splits["train"], config.vocabulary)
+    if config.teacher is not None and config.student is not None:
+        tokenizer = _write_given(world, config, ModelConfig(config.student, config.teacher, lora_rank=0))
+    else:
+        tokenizer = _write_untrained(world, config, train_tokenizer(splits["train"], config.vocabulary))
+    world.data.mkdir(parents=True, exist_ok=True)
     for split, rows in splits.items():
         limit = config.train_rows if split == "train" else config.held_out_rows
         chosen = complete(rows, tokenizer, config)
@@ -104,13 +127,26 @@ def make_material(world: World, config: WorldConfig) -> None:
                 f"{config.longest_response} of response: raise --longest-prompt or --longest-response"
             )
         _write_rows(world.data / f"{split}.jsonl", spread(chosen, limit or len(chosen)))
-    for name in ("teacher", "student"):
-        width, layers = getattr(config, f"{name}_width"), getattr(config, f"{name}_layers")
-        write_folder(untrained(tokenizer, width, layers, config.max_length), tokenizer, world.untrained(name))
     write_json(settings, asdict(config))
 
 
-def complete(rows: Sequence[Row], tokenizer: PreTrainedTokenizerFast, config: WorldConfig) -> list[Example]:
+def _write_given(world: World, config: WorldConfig, models: ModelConfig) -> PreTrainedTokenizerBase:
+    """The student as it is given, but for layers that are dropped; before its SFT where there is one."""
+    models.student_layers = () if config.keep_layers is None else (config.keep_layers,)
+    tokenizer = load_shared_tokenizer(models)
+    folder = world.untrained("student") if config.student_epochs > 0 else world.student
+    write_folder(load_student(models), tokenizer, folder)
+    return tokenizer
+
+
+def _write_untrained(world: World, config: WorldConfig, tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerBase:
+    for name in ("teacher", "student"):
+        width, layers = getattr(config, f"{name}_width"), getattr(config, f"{name}_layers")
+        write_folder(untrained(tokenizer, width, layers, config.max_length), tokenizer, world.untrained(name))
+    return tokenizer
+
+
+def complete(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, config: WorldConfig) -> list[Example]:
     """Tokenized rows whose prompt and whole response fit."""
     roomy = 1 << 20  # nothing is cut before it is judged
     return [
@@ -153,11 +189,14 @@ def untrained(tokenizer: PreTrainedTokenizerFast, width: int, layers: int, max_l
         return Qwen3ForCausalLM(config).eval()
 
 
-def training_flags(world: World, config: WorldConfig, name: str, batch_size: int) -> tuple[str, ...]:
-    """Flags of baselines/sft.py that make the teacher or the student that all methods start from."""
+def training_steps(world: World, config: WorldConfig, name: str, batch_size: int) -> int:
+    """Updates of the teacher or of the student that all methods start from."""
     rows = (world.data / "train.jsonl").read_bytes().count(b"\n")
-    epochs = getattr(config, f"{name}_epochs")
-    steps = max(int(epochs * rows / batch_size), 1)
+    return max(int(getattr(config, f"{name}_epochs") * rows / batch_size), 1)
+
+
+def training_flags(world: World, name: str, steps: int) -> tuple[str, ...]:
+    """Flags of baselines/sft.py that make it."""
     return (
         "--student", str(world.untrained(name)), "--output-dir", str(world.folder / name), "--steps", str(steps),
         "--learning-rate", "3e-3", "--warmup-steps", str(steps // 20),
