@@ -24,8 +24,9 @@ def test_the_readme_holds_the_table_of_the_recipes():
 
 def test_every_recipe_of_the_plan_is_there():
     assert set(ABLATIONS) >= {
-        "gakd_forward_kl", "gakd_gan", "gakd_hinge", "gakd_mlp_discriminator", "gakd_no_kl", "gakd_no_penalty",
-        "gakd_on_policy", "gakd_raw_logits", "gakd_teacher_text", "gakd_wgan", "released",
+        "gakd_forward_kl", "gakd_gan", "gakd_hinge", "gakd_log_probs", "gakd_mlp_discriminator", "gakd_no_kl",
+        "gakd_no_penalty", "gakd_on_policy", "gakd_probabilities", "gakd_raw_logits", "gakd_teacher_text", "gakd_wgan",
+        "released",
     }  # fmt: skip
     assert set(BASELINES) >= {
         "adaptive_kl", "alpha_beta", "distillm", "distillm2", "forward_kl", "gad", "gkd", "jensen_shannon", "minillm",

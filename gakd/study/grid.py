@@ -11,7 +11,7 @@ from gakd.errors import InputError
 
 REFERENCE = "reverse_kl"  # the method that all others are compared with: GAKD without its adversary
 VARIED = "gakd"  # the method that the rows which are no headlines change one thing of
-LEARNING_RATES = (3e-4, 1e-3, 3e-3)
+LEARNING_RATES = (1e-3, 3e-3, 1e-2)
 
 
 class Method(NamedTuple):
@@ -35,6 +35,7 @@ def methods(steps: int, longest_response: int, student: Path) -> tuple[Method, .
     """
     own = ("--student-max-new-tokens", str(longest_response))
     taught = ("--teacher-max-new-tokens", str(longest_response), "--generation-batch-size", "256")
+    alone = ("--cross-entropy-weight", "0", "--reverse-kl-weight", "1")
     half = ("--cross-entropy-weight", "0.5", "--skew-reverse-kl-weight", "0.5")
     tenth = str(max(steps // 10, 1))
     # A discriminator of about the student's size, as the paper's is of about its student's; the recipes' own is eight times it.
@@ -43,13 +44,16 @@ def methods(steps: int, longest_response: int, student: Path) -> tuple[Method, .
     wide = (*game, "--discriminator-width", "256")
     order_blind = ("--readout-width", "64", "--adversarial-start", tenth, "--adversarial-ramp", tenth)
     late = (*sizes, "--adversarial-start", str(steps * 4 // 5), "--adversarial-ramp", "1")
-    # What the pilot asks for: a share of the gradient in place of a weight, a slower discriminator, stronger penalties.
     gentle = (*game, "--r1", "100", "--r2", "100", "--discriminator-learning-rate", "5e-5")
+    # What a search on the validation split found best (knobs.py).
+    of_probabilities = (*game, "--r1", "0.005", "--r2", "0.005", "--adversarial-share", "0.3")
+    of_log_probs = (*game, "--adversarial-share", "0.1")
     return (
         Method("sft", "SFT", "baselines/sft.py", (), True, 0.8),
         Method("seqkd", "SeqKD", "baselines/seqkd.py", taught, True, 3.5, cached=False),
         Method("forward_kl", "forward KL", "baselines/forward_kl.py", (), True),
         Method(REFERENCE, "reverse KL", "baselines/reverse_kl.py", (), True),
+        Method("reverse_kl_alone", "reverse KL, no CE", "baselines/reverse_kl.py", alone, True),
         Method("jensen_shannon", "JSD", "baselines/jensen_shannon.py", (), True),
         Method("skew_reverse_kl", "skew reverse KL", "baselines/skew_reverse_kl.py", half, True),
         Method("gkd", "GKD", "baselines/gkd.py", own, True, 3, cached=False),
@@ -60,7 +64,11 @@ def methods(steps: int, longest_response: int, student: Path) -> tuple[Method, .
         ),
         Method("distillm", "DistiLLM", "baselines/distillm.py", (*own, "--initial-threshold", "0.5"), True, 2, cached=False),
         Method(VARIED, "GAKD", "gakd.py", game, True, 2),
-        Method("gakd_share", "GAKD, share 0.1, gentle", "gakd.py", (*gentle, "--adversarial-share", "0.1"), True, 2),
+        Method("gakd_probabilities", "GAKD, probabilities", "ablations/gakd_probabilities.py", of_probabilities, True, 2.4),
+        Method(
+            "gakd_probabilities_alone", "GAKD, probabilities, no CE", "ablations/gakd_probabilities.py",
+            (*of_probabilities, *alone), True, 2.4, control="reverse_kl_alone",
+        ),
         Method("gakd_weight_0.02", "GAKD, weight 0.02", "gakd.py", (*game, "--adversarial-weight", "0.02"), False, 2),
         Method("gakd_weight_0.5", "GAKD, weight 0.5", "gakd.py", (*game, "--adversarial-weight", "0.5"), False, 2),
         Method("gakd_late", "GAKD, last fifth only", "gakd.py", late, False, 1.3),
@@ -73,12 +81,20 @@ def methods(steps: int, longest_response: int, student: Path) -> tuple[Method, .
         Method("gakd_hinge", "GAKD, hinge", "ablations/gakd_hinge.py", game, False, 2),
         Method("gakd_wgan", "GAKD, Wasserstein", "ablations/gakd_wgan.py", game, False, 2),
         Method("gakd_raw_logits", "GAKD, raw logits", "ablations/gakd_raw_logits.py", game, False, 2),
+        Method("gakd_log_probs", "GAKD, log-probs", "ablations/gakd_log_probs.py", of_log_probs, False, 2.4),
         Method("gakd_mlp", "GAKD, MLP", "ablations/gakd_mlp_discriminator.py", order_blind, False, 1.5),
         Method(
             "gakd_teacher_text", "GAKD, teacher text", "ablations/gakd_teacher_text.py", (*game, *taught), False, 5,
             cached=False,
         ),
-        Method("gakd_on_policy", "GAKD, own text", "ablations/gakd_on_policy.py", (*game, *own), False, 4, cached=False),
+        Method(
+            "gakd_on_policy", "GAKD, own text", "ablations/gakd_on_policy.py", (*game, *own), False, 4, cached=False,
+            control="reverse_kl_own_text",
+        ),
+        Method(
+            "reverse_kl_own_text", "reverse KL, own text", "ablations/gakd_on_policy.py",
+            (*game, *own, "--adversarial-weight", "0"), False, 3, cached=False,
+        ),
         Method(
             "released", "GAKD, as released", "ablations/released.py",
             ("--discriminator", str(student), "--adversarial-start", tenth), False, 3,

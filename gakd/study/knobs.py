@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gakd.study.grid import REFERENCE, Method
 
-OWN_TEXT = "own_text"
+OWN_TEXT, ALONE, ALONE_OWN_TEXT = "own_text", "reverse_kl_alone", "alone_own_text"
 
 
 def knobs(steps: int, longest_response: int) -> tuple[Method, ...]:
@@ -20,6 +20,7 @@ def knobs(steps: int, longest_response: int) -> tuple[Method, ...]:
     fast = ("--discriminator-learning-rate", "1e-3")
     light = ("--r1", "0.005", "--r2", "0.005")
     own = ("--student-max-new-tokens", str(longest_response))
+    alone = ("--cross-entropy-weight", "0", "--reverse-kl-weight", "1")
     late = (*sizes, "--adversarial-start", str(steps * 4 // 5), "--adversarial-ramp", "1")
 
     def share(value: float) -> tuple[str, str]:
@@ -31,11 +32,12 @@ def knobs(steps: int, longest_response: int) -> tuple[Method, ...]:
     )
     rows = [
         Method(REFERENCE, "reverse KL", "baselines/reverse_kl.py"),
-        Method(
-            "reverse_kl_alone", "reverse KL, no cross entropy", "baselines/reverse_kl.py",
-            ("--cross-entropy-weight", "0", "--reverse-kl-weight", "1"),
-        ),
+        Method(ALONE, "reverse KL, no CE", "baselines/reverse_kl.py", alone),
         Method(OWN_TEXT, "reverse KL, own text", on_own_text, (*game, *own, "--adversarial-weight", "0"), cost=3, cached=False),
+        Method(
+            ALONE_OWN_TEXT, "reverse KL, no CE, own text", on_own_text, (*game, *own, *alone, "--adversarial-weight", "0"),
+            cost=3, cached=False,
+        ),
     ]  # fmt: skip
     for value in (0.1, 0.3, 1.0):
         rows += [
@@ -60,6 +62,22 @@ def knobs(steps: int, longest_response: int) -> tuple[Method, ...]:
             Method(
                 f"own_text_slow_{value:g}", f"own text, share {value:g}, slow", on_own_text,
                 (*game, *own, *slow, *share(value)), cost=4, cached=False, control=OWN_TEXT,
+            ),
+        ]  # fmt: skip
+    # Where the rows above gain, so does leaving out cross entropy: does the adversary add to that?
+    for value in (0.1, 0.3):
+        rows += [
+            Method(
+                f"alone_late_{value:g}", f"no CE, logits, share {value:g}, last fifth", on_logits,
+                (*late, *alone, *share(value)), cost=1.5, control=ALONE,
+            ),
+            Method(
+                f"alone_probabilities_{value:g}", f"no CE, probabilities, share {value:g}", on_probabilities,
+                (*game, *light, *alone, *share(value)), cost=2.5, control=ALONE,
+            ),
+            Method(
+                f"alone_own_text_slow_{value:g}", f"no CE, own text, share {value:g}, slow", on_own_text,
+                (*game, *own, *slow, *alone, *share(value)), cost=4, cached=False, control=ALONE_OWN_TEXT,
             ),
         ]  # fmt: skip
     return tuple(rows)

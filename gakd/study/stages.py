@@ -46,15 +46,16 @@ class Study:
         reported = sum(method.cost * self._seeds(method) for method in self.methods)
         self.tuned = [method for method in self.methods if self._is_tuned(method)]
         tuned = sum(method.cost for method in self.tuned) * len(config.learning_rates)
-        self._total = TEACHER_COST + STUDENT_COST + tuned + reported
+        of_teacher = 2 if config.world.teacher is None else 1  # it is trained, then measured with the student
+        self._total = of_teacher * TEACHER_COST + STUDENT_COST + tuned + reported
         self._done, self._before, self._started, self._said = 0.0, 0.0, time.monotonic(), 0.0
         self._task = progress.add_task("", total=self._total, left="", running="")
 
     def _methods(self) -> list[Method]:
         config = self.config
-        if config.search:
-            return list(knobs(config.steps, config.world.longest_response))
-        return chosen(methods(config.steps, config.world.longest_response, self.world.student), config.methods)
+        steps, longest_response = config.steps, config.world.longest_response
+        grid = knobs(steps, longest_response) if config.search else methods(steps, longest_response, self.world.student)
+        return chosen(grid, config.methods)
 
     def _is_tuned(self, method: Method) -> bool:
         """A search compares at the learning rate of the reference."""
@@ -198,7 +199,11 @@ class Study:
 
     def _show(self, stage: str, done: float, running: str) -> None:
         new, now = done - self._before, time.monotonic()
-        left = "" if new <= 0 else f"{timedelta(seconds=int((self._total - done) * (now - self._started) / new))} left"
+        left = (
+            ""
+            if new <= 0
+            else f"{timedelta(seconds=int(max(self._total - done, 0) * (now - self._started) / new))} left"
+        )
         self.progress.update(self._task, completed=done, description=stage, left=left, running=running)
         if not self.progress.console.is_terminal and now - self._said > SECONDS_BETWEEN_LINES:
             self._said = now
