@@ -26,7 +26,7 @@ lint: $(VENV)/test.installed
 types: $(VENV)/test.installed
 	$(VENV)/bin/basedpyright
 
-docs: $(VENV)/test.installed  ## the documentation, into build/site; `python -m http.server -d build/site` shows it with its search
+docs: $(VENV)/test.installed  ## the documentation: build/site/index.html
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 
 bench: $(BENCH_VENV)/installed  ## time and memory against peers, hours; BENCH='--quick' or BENCH='--only step' for less

@@ -32,6 +32,7 @@ SUBCOMMANDS = {
         "gakd.report.command", "ReportConfig", "runs compared: one HTML file of curves, tables, completions"
     ),
     "doctor": Subcommand("gakd.doctor", "DoctorConfig", "environment, devices, versions, known incompatibilities"),
+    "completion": Subcommand("gakd.completion", "CompletionConfig", "what completes all of this in bash or zsh"),
 }
 
 

@@ -81,8 +81,8 @@ def problems(versions: Mapping[str, str | None], required: Sequence[Requirement]
     gakd's own: those without a marker must be there, the others (of extras) must fit where they are.
     """
     found = []
-    if Version(versions.get("python") or "3.10") < Version("3.10"):
-        found.append(f"Python {versions['python']} is too old: gakd needs 3.10 or newer")
+    if Version(versions.get("python") or "3.11") < Version("3.11"):
+        found.append(f"Python {versions['python']} is too old: gakd needs 3.11 or newer")
     for requirement in required:
         name, version = requirement.name, versions.get(requirement.name)
         if version is None and requirement.marker is None:

@@ -133,7 +133,7 @@ class EndpointTeacher:
                     model=config.model, messages=cast(Any, request.messages), extra_body=request.body
                 )
                 return _read(await asyncio.wait_for(sent, config.timeout))
-            except (openai.APIError, asyncio.TimeoutError, ValueError) as error:
+            except (TimeoutError, openai.APIError, ValueError) as error:
                 problem, passes, wait = judge(error, config)
                 unreadable += isinstance(error, ValueError)
             problem = config.redacted(problem)

@@ -1,10 +1,18 @@
-"""What makes a written file trustworthy: its hash, and that it has reached the disk."""
+"""What makes a written file trustworthy: that it is whole, its hash, and that it has reached the disk."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 from pathlib import Path
+
+
+def write_whole(path: Path, text: str) -> None:
+    """The whole text, or the file that was there before, whenever the process ends; makes the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.tmp")
+    scratch.write_text(text, encoding="utf-8")
+    os.replace(scratch, path)
 
 
 def file_digest(path: Path) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +20,7 @@ from gakd import checkpoint
 from gakd.adversarial import GameWatch
 from gakd.data import Data, Windows, collate, split_window
 from gakd.distiller import Distiller
+from gakd.files import write_whole
 from gakd.guard import Guard
 from gakd.interruptions import EXIT_STATUS, Interruptions
 from gakd.launch import launch
@@ -143,9 +143,7 @@ class Run:
         if missing and self.evaluates:
             result = json.dumps({"recipe": self._recipe} | compute(), indent=2)
             if self.is_main:
-                scratch = path.with_suffix(".tmp")
-                scratch.write_text(result)
-                os.replace(scratch, path)
+                write_whole(path, result)
         self.fabric.barrier()
         return json.loads(path.read_text())
 

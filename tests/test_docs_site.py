@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -14,6 +15,7 @@ import pytest
 
 import gakd
 from tests import paper_table
+from tests.browser import FOUND, browser
 from tests.doc_blocks import PAGES, name_of
 from tests.recipe_table import RECIPES, ROOT
 
@@ -129,3 +131,19 @@ def test_the_site_loads_nothing_from_elsewhere_and_its_links_lead_somewhere(site
             assert target.is_file(), f"{path.name} links to {address}"
             if parts.fragment and target in pages:
                 assert unquote(parts.fragment) in pages[target].ids, f"{path.name} links to {address}"
+
+
+@pytest.mark.skipif(FOUND is None, reason="no Chromium on this machine")
+def test_the_search_finds_a_name_and_shows_no_listing_of_code_without_a_server(site):
+    results = "[...document.querySelectorAll('.md-search-result__link')].map(link => link.href)"
+    with browser() as page:
+        page.open(site / "index.html", 1280)
+        page.evaluate("document.querySelector('.md-search__input').focus()")
+        page.send("Input.insertText", text="relativistic")
+        page.send("Input.dispatchKeyEvent", type="keyUp", key="c")
+        deadline = time.monotonic() + 60
+        while not (found := page.evaluate(results)) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert any(address.endswith("adversarial.html?h=relativistic#gakd.games.RelativisticGAN") for address in found)
+        assert [address for address in found if "/source/" in address] == []
+        assert page.problems == []

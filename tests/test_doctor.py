@@ -23,7 +23,7 @@ CPU = Devices(None, [], [], [], driver=False, compiler=False)
     "versions",
     [
         {}, {"peft": "0.18.1", "torchao": "0.15.0", "torchtune": "0.6.1"}, {"peft": "0.21.2"}, {"torchao": "0.17.0"},
-        {"peft": "0.21.2", "torchao": "0.16.0"}, {"python": "3.10.0"}, {"torch": "2.6.0+cu124"}, {"torch": "2.14.0a0+git1"},
+        {"peft": "0.21.2", "torchao": "0.16.0"}, {"python": "3.11.0"}, {"torch": "2.6.0+cu124"}, {"torch": "2.14.0a0+git1"},
         {"peft": None, "torchao": None},
     ],
 )  # fmt: skip
@@ -42,7 +42,7 @@ def test_versions_that_work_together_are_no_problem(versions):
         ({"torch": "2.5.1+cu124"}, "torch 2.5.1+cu124 is not >=2.6 (FSDP2 is part of torch from 2.6 on): pip install 't"),
         ({"rich": None}, "rich is not installed: pip install 'rich>=13.7'"),
         ({"peft": "0.17.0"}, "peft 0.17.0 is not >=0.18: pip install 'peft>=0.18'"),
-        ({"python": "3.9.18"}, "Python 3.9.18 is too old: gakd needs 3.10 or newer"),
+        ({"python": "3.10.13"}, "Python 3.10.13 is too old: gakd needs 3.11 or newer"),
     ],
 )  # fmt: skip
 def test_versions_that_do_not_work_together_are_named_with_what_to_do(versions, says):

@@ -28,6 +28,7 @@ from gakd.evaluation import (
     evaluate,
     generate,
     plot_metrics,
+    rouge_l,
     teacher_outputs,
 )
 
@@ -99,6 +100,7 @@ def test_evaluation_is_the_sum_of_its_parts(student, teacher, tokenizer, example
         assert result.by_seed[name] == pytest.approx(values)
         assert getattr(result, name) == pytest.approx(sum(values) / 3)
         assert result.std[name] == pytest.approx(stdev(values))
+    assert result.rouge_l_by_prompt == [list(map(rouge_l, texts, references)) for texts in predictions]
     assert len(set(rouge)) > 1
     assert 0 < sum(finished) < len(finished)
     assert Evaluation(**json.loads(json.dumps(asdict(result)))) == result

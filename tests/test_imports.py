@@ -54,8 +54,8 @@ LAYERS = {
     "distiller": {"types", "functional", "objective", "divergences", "fused", "adversarial", "models", "readouts", "kernel"}
     | {"sharding", "weights"},
     "data": {"types", "errors", "cache", "data"},
-    "evaluation": {"types", "errors", "functional", "objective", "divergences", "fused", "models", "export"}
-    | {"data", "teachers", "evaluation"},
+    "evaluation": {"types", "errors", "files", "functional", "objective", "divergences", "fused", "models", "export"}
+    | {"data", "teachers", "fingerprints", "model_names", "evaluation"},
     "policy_gradient": {"types", "divergences"},
     "rollouts": {"types", "divergences", "evaluation", "fused", "models", "rewards"},
     "adaptive_skew": {"rewards"}, "text_discriminator": {"types", "games"},
@@ -73,9 +73,9 @@ LAYERS = {
     "flags": {"errors"},
     "machine": set(),
     "preflight": {"errors", "run_config", "flags", "data", "loggers", "machine", "model_names", "models"} | {"planning"},
-    "doctor": {"cache", "machine"}, "command": {"cli"},
-    "report": {"errors", "adversarial", "evaluation", "report"},
-    "study": {"types", "cli", "errors", "machine", "data", "divergences", "evaluation", "export", "fused", "models", "study"},
+    "doctor": {"cache", "machine"}, "command": {"cli"}, "completion": {"command", "recipe_files"},
+    "report": {"errors", "files", "adversarial", "evaluation", "report"},
+    "study": {"types", "cli", "errors", "files", "machine", "data", "divergences", "evaluation", "export", "fused", "models", "study"},
     "planning": {"types", "errors", "flags", "model_names", "models", "adversarial", "chunks", "discriminators", "divergences"}
     | {"games", "kernel", "objective", "readouts", "planning"},
 }  # fmt: skip

@@ -108,9 +108,9 @@ def test_two_runs_in_folders_of_one_name_are_two(folder, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
 def test_the_real_ones_take_it_without_a_network(name, folder, tmp_path, monkeypatch):
-    pytest.importorskip(name)
     monkeypatch.setenv("WANDB_MODE", "offline")
-    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when it is imported
+    pytest.importorskip(name)
     for resume_at in (0, 2):
         (logger,) = open_loggers([name], folder, resume_at)
         for step in (resume_at + 1, resume_at + 2):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from gakd.command import main
 from gakd.errors import InputError
 from gakd.recipe_files import FOLDER, find, recipes, tools
+from tests.doc_blocks import PAGES
 from tests.recipe_runs import ROOT, arguments, environment, make_material, scores
 from tests.recipe_table import RECIPES
 
@@ -57,21 +59,32 @@ def test_cp_copies_and_never_replaces_or_hides_anything(tmp_path, capsys):
         assert (target.read_bytes() if target.exists() else None) == before
 
 
+PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
+
+
 @pytest.fixture(scope="module")
-def installed(tmp_path_factory) -> dict[str, str]:
-    """The environment of a machine that has the wheel and no checkout."""
+def wheel(tmp_path_factory) -> Path:
     pytest.importorskip("hatchling", reason="the extra gakd[dev] builds wheels")
-    folder = tmp_path_factory.mktemp("wheel")
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", folder, ROOT], check=True)
-    (wheel,) = folder.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(folder / "site")
-    return environment() | {"PYTHONPATH": str(folder / "site")}
+    return built(ROOT, tmp_path_factory.mktemp("wheel"))
+
+
+def built(source: Path, folder: Path) -> Path:
+    """The wheel of a checkout or of a source distribution."""
+    subprocess.run([*PIP, "wheel", "--no-deps", "--no-build-isolation", "-w", folder, source], check=True)
+    (found,) = folder.glob("*.whl")
+    return found
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory) -> dict[str, str]:
+    """The environment of a machine that has the wheel, with its command, and no checkout."""
+    site = tmp_path_factory.mktemp("site")
+    subprocess.run([*PIP, "install", "--no-deps", "--target", site, wheel], check=True)
+    return environment() | {"PYTHONPATH": str(site)}
 
 
 def gakd(installed: dict[str, str], folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "gakd.command", *flags]
+    command = [str(Path(installed["PYTHONPATH"]) / "bin" / "gakd"), *flags]
     return subprocess.run(command, capture_output=True, text=True, cwd=folder, env=installed, check=False)
 
 
@@ -86,6 +99,20 @@ def test_a_wheel_has_every_recipe_and_its_own_code(installed, tmp_path):
         assert (site / "gakd" / "recipes" / path.relative_to(FOLDER)).read_bytes() == path.read_bytes()
     listed = gakd(installed, tmp_path, "ls")
     assert all(f"{name} " in listed.stdout for name in recipes())
+
+
+def test_the_source_distribution_holds_the_tests_and_makes_the_same_wheel(wheel, tmp_path):
+    subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", tmp_path], cwd=ROOT, check=True)
+    (packed,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(packed) as archive:
+        archive.extractall(tmp_path, filter="data")
+    source = tmp_path / packed.name.removesuffix(".tar.gz")
+    for page in [*PAGES, ROOT / "mkdocs.yml", ROOT / "Makefile", ROOT / "constraints.txt", Path(__file__)]:
+        assert (source / page.relative_to(ROOT)).read_bytes() == page.read_bytes()
+    with zipfile.ZipFile(built(source, tmp_path)) as ours, zipfile.ZipFile(wheel) as theirs:
+        assert {name: ours.read(name) for name in ours.namelist()} == {
+            name: theirs.read(name) for name in theirs.namelist()
+        }
 
 
 def test_from_a_wheel_a_copied_recipe_runs_where_it_lands(installed, tmp_path):

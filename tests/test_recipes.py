@@ -107,8 +107,9 @@ def test_two_processes_give_what_one_gives(material, finished, tmp_path):
         (("torch.distributed.run", "--standalone", "--nproc-per-node", "2"), ()),
         # Without the separator it takes flags of the same name for its own.
         (("lightning_fabric.cli", "--accelerator", "cpu", "--devices", "2"), ("--",)),
+        (("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "gakd.command", "run"), ()),
     ],
-    ids=["torchrun", "fabric run"],
+    ids=["torchrun", "fabric run", "torchrun gakd run"],
 )
 def test_other_launchers_start_it_too(material, finished, tmp_path, launcher, separator):
     flags = arguments(material, tmp_path / "run", "--devices", "2")

@@ -161,6 +161,74 @@ def test_evaluate_greedy_without_teacher(folder, capsys):
         tool.main(config)
 
 
+def test_evaluate_a_suite_of_files_one_table_that_is_gone_on_from(folder, tmp_path):
+    for name, words in (("short", 3), ("mixed", 6)):
+        rows = [{"instruction": f"{name} {i}", "output": ["so " * (i + words), "the name " * 4]} for i in range(4)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = (
+        "--suite", "short.jsonl,own=mixed.jsonl", "--long-words", 7, "--seeds", 10, 20, "--max-new-tokens", 6,
+        "--batch-size", 4, "--output", "numbers/suite.json", "--teacher", folder / "teacher",
+    )  # fmt: skip
+    run("evaluate", "--students", folder / "a", *flags, cwd=tmp_path)
+    first = json.loads((tmp_path / "numbers" / "suite.json").read_text())
+    printed = run("evaluate", "--students", folder / "a", folder / "b", *flags, cwd=tmp_path)
+    result = json.loads((tmp_path / "numbers" / "suite.json").read_text())
+    a, b = str(folder / "a"), str(folder / "b")
+    assert result["evaluations"][a] == first["evaluations"][a]
+    assert {name: (one["prompts"], one["long"]) for name, one in result["sets"].items()} == {
+        "short": (4, 0),
+        "own": (4, 3),
+    }
+
+    tokenizer, rouge, long = load_tokenizer(b), [], []
+    for name, file in (("short", "short.jsonl"), ("own", "mixed.jsonl")):
+        examples = encode(load_rows(str(tmp_path / file), "test", whole=True), tokenizer)
+        expected = evaluate(
+            load_model(b),
+            load_model(str(folder / "teacher")),
+            tokenizer,
+            examples,
+            Sampling(6),
+            batch_size=4,
+            seeds=[10, 20],
+        )
+        found = result["evaluations"][b][name]
+        assert found["predictions"] == expected.predictions
+        assert found["by_seed"]["rouge_l"] == pytest.approx(expected.by_seed["rouge_l"])
+        assert found["reverse_kl"] == pytest.approx(expected.reverse_kl, rel=1e-5)
+        assert f"{expected.rouge_l:.2f}" in printed
+        rouge.append(expected.rouge_l)
+        references = [example.row.responses for example in examples]
+        long += [
+            score
+            for of_seed in expected.rouge_l_by_prompt
+            for score, texts in zip(of_seed, references, strict=True)
+            if all(len(text.split()) >= 7 for text in texts)
+        ]
+    scores = result["scores"][b]
+    assert scores["average"]["mean"] == pytest.approx(sum(rouge) / 2)
+    assert scores["long"]["mean"] == pytest.approx(sum(long) / len(long))
+    assert f"{sum(long) / len(long):.2f}" in printed
+    assert "test split, seeds 10, 20" in printed
+    assert all(len(line) <= 100 for line in printed.splitlines())
+
+
+def test_evaluate_a_suite_that_is_done_loads_no_model(folder, tmp_path, capsys, monkeypatch):
+    tool = imported("evaluate")
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"instruction": "Say so.", "output": "so"}) + "\n")
+    config = tool.Config([str(folder / "a")], suite=str(file), max_new_tokens=3, output=tmp_path / "suite.json")
+    tool.main(config)
+    printed = capsys.readouterr().out
+    monkeypatch.setattr(tool, "load_model", None)  # calling it would raise
+    tool.main(config)
+    assert capsys.readouterr().out == printed
+    assert "seeds 10, 20, 30, 40, 50" in printed
+    config.max_new_tokens = 4
+    with pytest.raises(ValueError, match="begun with other settings: max_new_tokens was 3, is 4"):
+        tool.main(config)
+
+
 def test_an_endpoint_answers_a_dataset_once_and_what_it_wrote_trains(tmp_path):
     pytest.importorskip("openai", reason="the extra gakd[api]")
     prompts = [{"instruction": f"Say {index}", "output": "-"} for index in range(5)]

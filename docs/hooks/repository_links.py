@@ -19,6 +19,7 @@ PAGES = {"README.md": "readme.md", "CONTRIBUTING.md": "contributing.md", "recipe
 SOURCES = "source"
 _LINK = re.compile(r"(?P<open>\]\()(?P<target>[^)\s#]+)(?P<anchor>#[^)\s]*)?(?P<close>\))")
 _CODE = re.compile(r"^```.*?^```[^\n]*$", re.MULTILINE | re.DOTALL)
+_UNSEARCHED = "---\nsearch:\n  exclude: true\n---\n"  # a result would show the whole file
 _LANGUAGES = {".py": "python", ".toml": "toml", ".txt": "text", ".md": "markdown"}
 
 
@@ -92,7 +93,7 @@ def _outside_code(text: str, change: Callable[[str], str]) -> str:
 def _listing(root: Path, path: str) -> str:
     text = (root / path).read_text(encoding="utf-8").rstrip()
     language = _LANGUAGES.get(Path(path).suffix, "text")
-    return f"# {path}\n\n````{language}\n{text}\n````\n"
+    return f"{_UNSEARCHED}# {path}\n\n````{language}\n{text}\n````\n"
 
 
 def _contents(root: Path, folder: str) -> str:

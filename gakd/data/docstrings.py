@@ -33,11 +33,6 @@ _SKIPPED = re.compile(
 )
 SHORTEST, LONGEST = 20, 8000  # characters of a docstring
 FORMAT = 3
-# Without the current folder on the path, whose files would shadow modules; PYTHONSAFEPATH does so from Python 3.11 on.
-_CHILD = (
-    "import sys; sys.path[:] = filter(None, sys.path); import runpy; "
-    "runpy.run_module('gakd.data.docstrings', run_name='__main__', alter_sys=True)"
-)
 
 
 def docstring_rows(split: Split) -> list[Row]:
@@ -65,11 +60,11 @@ def harvested() -> Path:
         return path
     print("Harvesting the docstrings of the installed packages (once, about 20 s)", flush=True)
     scratch = path.with_suffix(f".{os.getpid()}.tmp")
-    command = [sys.executable, "-W", "ignore", "-c", _CHILD, str(scratch), *PACKAGES]
+    command = [sys.executable, "-W", "ignore", "-m", __name__, str(scratch), *PACKAGES]
     environment = os.environ | {
         "BROWSER": "false",
         "MPLBACKEND": "Agg",
-        "PYTHONSAFEPATH": "1",
+        "PYTHONSAFEPATH": "1",  # files of the current folder would shadow modules
         "PYTHONHASHSEED": "0",
         "CUDA_VISIBLE_DEVICES": "",
     }

@@ -4,8 +4,10 @@ from gakd.evaluation.evaluate import Evaluation, decode, evaluate
 from gakd.evaluation.generation import Generation, Sampling, generate
 from gakd.evaluation.held_out import EvaluationConfig, HeldOut, conclude
 from gakd.evaluation.plots import plot_metrics
-from gakd.evaluation.report import checkpoints_table, comparison_table, completions_table
-from gakd.evaluation.resumable import ResumableRows
+from gakd.evaluation.report import checkpoints_table, comparison_table, completions_table, suite_table
+from gakd.evaluation.resumable import ResumableRows, write_json
+from gakd.evaluation.suite_results import SuiteResults
+from gakd.evaluation.suites import load_suite, parse_suite, suite_scores
 from gakd.evaluation.teacher_metrics import divergence_sums, divergences_to_teacher, teacher_outputs
 from gakd.evaluation.text_metrics import corpus_exact_match, corpus_rouge_l, exact_match, rouge_l
 
@@ -16,6 +18,7 @@ __all__ = [
     "HeldOut",
     "ResumableRows",
     "Sampling",
+    "SuiteResults",
     "checkpoints_table",
     "comparison_table",
     "completions_table",
@@ -28,7 +31,12 @@ __all__ = [
     "evaluate",
     "exact_match",
     "generate",
+    "load_suite",
+    "parse_suite",
     "plot_metrics",
     "rouge_l",
+    "suite_scores",
+    "suite_table",
     "teacher_outputs",
+    "write_json",
 ]

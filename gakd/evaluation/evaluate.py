@@ -14,7 +14,7 @@ from gakd.data import Example
 from gakd.divergences import ReverseKL
 from gakd.evaluation.generation import Generation, Sampling, generate, special_ids
 from gakd.evaluation.teacher_metrics import divergences_to_teacher
-from gakd.evaluation.text_metrics import corpus_exact_match, corpus_rouge_l
+from gakd.evaluation.text_metrics import corpus_exact_match, rouge_l
 from gakd.types import TeacherOutput
 
 
@@ -38,6 +38,7 @@ class Evaluation:
     seeds: list[int] = field(default_factory=list)
     by_seed: dict[str, list[float]] = field(default_factory=dict)  # metric of generated text -> its value for each seed
     std: dict[str, float] = field(default_factory=dict)  # sample standard deviation over seeds; empty for one seed
+    rouge_l_by_prompt: list[list[float]] = field(default_factory=list)  # for each seed, of each prompt; percent
 
 
 def evaluate(
@@ -76,7 +77,9 @@ def evaluate(
         generations = generate(student, tokenizer, prompts, replace(sampling, seed=seed), batch_size, on_progress)
         texts = decode(tokenizer, generations)
         result.predictions = result.predictions or texts
-        metrics = _text_metrics(texts, references, generations)
+        scores = [rouge_l(text, of_prompt) for text, of_prompt in zip(texts, references, strict=True)]
+        result.rouge_l_by_prompt.append(scores)
+        metrics = {"rouge_l": fmean(scores), **_text_metrics(texts, references, generations)}
         if reader is not None:
             end, padding = special_ids(tokenizer)
             own = [
@@ -104,7 +107,6 @@ def _text_metrics(
     texts: Sequence[str], references: Sequence[Sequence[str]], generations: Sequence[Generation]
 ) -> dict[str, float]:
     return {
-        "rouge_l": corpus_rouge_l(texts, references),
         "exact_match": corpus_exact_match(texts, references),
         "response_length": fmean(len(generation.ids) for generation in generations),
         "finished": math.fsum(generation.finished for generation in generations) / len(generations),

@@ -11,6 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from gakd.evaluation.evaluate import Evaluation
+from gakd.evaluation.suite_results import SuiteResults
+from gakd.evaluation.suites import Score
 
 MAX_COMPLETION_CHARACTERS = 280
 MAX_PROMPT_CHARACTERS = 180
@@ -80,6 +82,32 @@ def checkpoints_table(evaluations: Mapping[str, Evaluation], title: str | None =
     return table
 
 
+def suite_table(results: SuiteResults, checkpoints: Sequence[str], title: str | None = None) -> Table:
+    """Checkpoints as rows, ROUGE-L of each set, of their average and of the prompts with long answers as columns.
+
+    `±` is the standard deviation over seeds. The best values are bold.
+    """
+    long_prompts, scores = sum(results.long_prompts().values()), results.scores()
+    caption = (
+        f"ROUGE-L in %, ↑ higher is better; (number of prompts). average: of the sets. long: prompts of all sets whose every "
+        f"reference has {results.long_words} words or more."
+    )
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
+    table.add_column("checkpoint", overflow="fold", min_width=8)
+    sets = [f"{name}\n({len(examples)})" for name, examples in results.sets.items()]
+    for header in (*sets, "average", f"long\n({long_prompts})"):
+        table.add_column(Text(header), justify="right", overflow="fold", min_width=6)
+    rows = [[*scores[name].sets.values(), scores[name].average, scores[name].long] for name in checkpoints]
+    best = [max((score.mean for score in column if score), default=None) for column in zip(*rows, strict=True)]
+    for name, row in zip(checkpoints, rows, strict=True):
+        cells = [_score_cell(score) for score in row]
+        for cell, score, highest in zip(cells, row, best, strict=True):
+            if len(rows) > 1 and score and score.mean == highest:
+                cell.stylize("bold")
+        table.add_row(Text(name), *cells)
+    return table
+
+
 def completions_table(prompts: Sequence[str], completions: Mapping[str, Sequence[str]]) -> Group:
     """For each prompt a table with one column a source: reference, teacher, student; long text is cut."""
     if wrong := {name: len(texts) for name, texts in completions.items() if len(texts) != len(prompts)}:
@@ -115,6 +143,12 @@ def _cell(evaluation: Evaluation, metric: Metric, separator: str = " ") -> Text:
         return Text("–", style="dim")
     spread, decimals = evaluation.std.get(metric.field), metric.decimals
     return Text(rounded(value, decimals) + ("" if spread is None else f"{separator}±{spread:.{decimals}f}"))
+
+
+def _score_cell(score: Score | None) -> Text:
+    if score is None:
+        return Text("–", style="dim")
+    return Text(f"{score.mean:.2f}" + ("" if score.std is None else f"\n±{score.std:.2f}"))
 
 
 def _change(before: Evaluation, after: Evaluation, metric: Metric) -> Text:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gakd.errors import InputError
+from gakd.files import write_whole
 
 
 class ResumableRows:
@@ -34,7 +35,6 @@ class ResumableRows:
                 f"{path} has no {self._sidecar.name} beside it, so something else wrote it: give another path"
             )
         else:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             self._save()
 
     def append(self, records: Sequence[dict[str, Any]], counts: dict[str, int]) -> None:
@@ -50,10 +50,7 @@ class ResumableRows:
 
     def _continue(self) -> None:
         state = json.loads(self._sidecar.read_text(encoding="utf-8"))
-        before, now = state["settings"], self._settings
-        if changed := sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name)):
-            differences = "; ".join(f"{name} was {before.get(name)}, is {now.get(name)}" for name in changed)
-            raise InputError(f"{self.path} was begun with other settings: {differences}. Use the same, or another path")
+        check_settings(self.path, state["settings"], self._settings)
         self.batches, self._bytes, self.totals = state["batches"], state["bytes"], state["totals"]
         self.path.touch()
         if (size := self.path.stat().st_size) < self._bytes:
@@ -64,7 +61,19 @@ class ResumableRows:
         os.truncate(self.path, self._bytes)  # what an interrupted batch left
 
     def _save(self) -> None:
-        state = {"settings": self._settings, "batches": self.batches, "bytes": self._bytes, "totals": self.totals}
-        scratch = self.path.with_name(f".{self._sidecar.name}")
-        scratch.write_text(json.dumps(state, indent=2, ensure_ascii=False), encoding="utf-8")
-        os.replace(scratch, self._sidecar)
+        write_json(
+            self._sidecar,
+            {"settings": self._settings, "batches": self.batches, "bytes": self._bytes, "totals": self.totals},
+        )
+
+
+def check_settings(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """InputError where what a file was begun with is not what it would go on with."""
+    if changed := sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name)):
+        differences = "; ".join(f"{name} was {before.get(name)}, is {now.get(name)}" for name in changed)
+        raise InputError(f"{path} was begun with other settings: {differences}. Use the same, or another path")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """The whole file, or the one that was there before, whenever the process ends."""
+    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False, default=str))

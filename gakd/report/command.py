@@ -6,7 +6,6 @@ the highest. The file needs no network and nothing beside it. Differences are fr
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Annotated
 import tyro
 
 from gakd.errors import InputError
+from gakd.files import write_whole
 from gakd.report.groups import group_warnings, grouped
 from gakd.report.page import html
 from gakd.report.read import read_run
@@ -51,8 +51,5 @@ def main(config: ReportConfig) -> None:
     warnings += [f"{run.folder}: {warning}" for run in runs for warning in run.warnings] + group_warnings(groups)
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    config.output.parent.mkdir(parents=True, exist_ok=True)
-    scratch = config.output.with_name(config.output.name + ".tmp")
-    scratch.write_text(html(groups, warnings, config.completions), encoding="utf-8")
-    os.replace(scratch, config.output)
+    write_whole(config.output, html(groups, warnings, config.completions))
     print(f"{config.output}: {len(runs)} run{'s' * (len(runs) > 1)} in {len(groups)} group{'s' * (len(groups) > 1)}")

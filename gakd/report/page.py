@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.resources import files
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -49,7 +49,7 @@ def html(groups: Sequence[Group], warnings: Sequence[str], completions: int) -> 
         samples=samples(groups, completions),
         settings=setting_rows(groups),
         run_rows=run_rows(groups),
-        written=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
     # A file name or a setting may hold half of a character pair, which no file can.
     return document.encode("utf-8", "replace").decode("utf-8")

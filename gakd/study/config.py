@@ -10,7 +10,10 @@ from gakd.study.grid import LEARNING_RATES
 from gakd.study.settings import keep_to, write_json
 from gakd.study.world import WorldConfig
 
-FREE_TO_CHANGE = ("output_dir", "quick", "search", "methods", "seeds", "ablation_seeds", "jobs")
+# What may differ between commands that go on in one folder: which runs there are, not what a run is.
+FREE_TO_CHANGE = (
+    "output_dir", "quick", "search", "methods", "seeds", "ablation_seeds", "learning_rates", "tune_ablations", "jobs"
+)  # fmt: skip
 
 
 @dataclass

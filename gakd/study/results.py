@@ -111,6 +111,7 @@ def as_json(results: Results) -> dict[str, object]:
     """Every number of the tables: estimates with the ends of their intervals."""
     entries = {}
     measures = results.measured(ALL)
+    controls = {own.name: other for own, other in results.controlled}
     for entry in (*results.entries, *results.models):
         entries[entry.name] = {
             "label": entry.label, "seeds": entry.seeds, "learning_rate": entry.learning_rate,
@@ -120,6 +121,9 @@ def as_json(results: Results) -> dict[str, object]:
         if entry in results.compared:
             found = {measure.name: results.difference(entry, measure.name)._asdict() for measure in measures}
             entries[entry.name]["differences"] = found
+        if control := controls.get(entry.name):
+            found = {measure.name: results.difference(entry, measure.name, control)._asdict() for measure in measures}
+            entries[entry.name] |= {"control": control.name, "adversary_alone": found}
     return {"reference": results.reference, "entries": entries}
 
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from gakd.errors import InputError
+from gakd.files import write_whole
 
 
 def write_json(path: Path, content: Any) -> None:
     """All of it, or nothing."""
-    scratch = path.with_name(f".{path.name}.tmp")
-    scratch.write_text(json.dumps(content))
-    os.replace(scratch, path)
+    write_whole(path, json.dumps(content))
 
 
 def keep_to(path: Path, settings: dict[str, Any]) -> bool:

@@ -32,6 +32,7 @@ def report(results: Results, tried: dict[str, dict[float, float]], settings: str
                 f"## Differences to {reference}, paired by prompt and seed",
                 *_in_parts(MEASURES, lambda part: _differences(results, part)),
                 f"## By length of the reference: differences to {reference}",
+                _bucket_sizes(results),
                 *(_differences(results, part) for part in buckets),
                 *_controls(results),
                 "## Every measure",
@@ -54,7 +55,7 @@ def summary(results: Results) -> Table:
     table.add_column("method", no_wrap=True)
     measures = [measure for measure in MEASURES if measure.name in _SHORT]
     for measure in measures:
-        table.add_column(Text(f"{measure.name}\n{_ARROWS[measure.better]}"), justify="right")
+        table.add_column(Text(f"{measure.name}\n{_ARROWS[measure.better]}"), justify="right", no_wrap=True)
         table.add_column(Text("Δ [95%]"), justify="right", no_wrap=True)
     for entry in (*results.models, *results.entries):
         cells: list[Text] = []
@@ -81,6 +82,15 @@ def _differences(results: Results, measures: Sequence[Measure]) -> str:
         for entry in results.compared
     ]  # fmt: skip
     return _markdown(["method", "seeds", *map(_heading, measures)], rows)
+
+
+def _bucket_sizes(results: Results) -> str:
+    entry = results.entries[0]
+    sizes = [
+        f"{measure.name.rpartition('/')[2]} {int(entry.values(measure.name, entry.seeds[:1]).counts_SP.sum())}"
+        for measure in results.measured(ROUGE_BY_BUCKET)
+    ]
+    return f"Prompts: {', '.join(sizes)}."
 
 
 def _controls(results: Results) -> list[str]:

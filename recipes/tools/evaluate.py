@@ -1,12 +1,14 @@
 """One table over checkpoints: distance to the teacher, ROUGE-L, exact match, length, over several sampling seeds.
 
 python recipes/tools/evaluate.py --students runs/sft/student runs/gakd/student --teacher Qwen3-8B --dataset dolly
+
+ROUGE-L on several sets, their average and the long answers among them; run again, the same command goes on where it ended:
+
+python recipes/tools/evaluate.py --students ... --suite dolly,self-inst,vicuna,sinst,uinst --output suite.json
 """
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -18,9 +20,21 @@ from rich.progress import Progress
 
 from gakd.cli import run
 from gakd.data import DataConfig, Split, load_split
-from gakd.evaluation import Evaluation, Sampling, checkpoints_table, evaluate, teacher_outputs
+from gakd.evaluation import (
+    Evaluation,
+    Sampling,
+    SuiteResults,
+    checkpoints_table,
+    evaluate,
+    load_suite,
+    parse_suite,
+    suite_table,
+    teacher_outputs,
+    write_json,
+)
 from gakd.evaluation.generation import special_ids
 from gakd.models import check_tokenizers, load_model, load_tokenizer
+from gakd.types import TeacherOutput
 
 
 @dataclass
@@ -29,10 +43,14 @@ class Config:
     """Folders, hub ids or short names; name the teacher here too for a row of its own."""
     teacher: str | None = None
     """Model that the divergences compare with; left out, they are too."""
+    suite: str | None = None
+    """Sets in place of --dataset, commas between them: names, files, or name=file. [dolly,self-inst,vicuna,sinst,uinst]"""
+    long_words: int = 100
+    """An answer is long if each reference has so many words: that takes half of --max-new-tokens, and 200 would be cut."""
     split: Split = "test"
     """Split of the dataset that is measured on."""
     max_examples: int | None = None
-    """Measure on the first so many examples; None for all."""
+    """Measure on the first so many examples, of each set of a suite; None for all."""
     seeds: list[int] = field(default_factory=lambda: [10, 20, 30, 40, 50])
     """Each draws one response a prompt; the table shows mean and standard deviation. [10 20 30 40 50]"""
     max_new_tokens: int = 256
@@ -52,22 +70,36 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
 
 
+# What may differ between two runs that write into one file of a suite.
+FREE = ("students", "long_words", "output", "trust_remote_code")
+
+
 def main(config: Config) -> None:
     if len(set(config.students)) != len(config.students):
         raise SystemExit(f"each checkpoint is one row, got {config.students}: name each once")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = getattr(torch, config.dtype)
+    sources = None if config.suite is None else parse_suite(config.suite)
     # One tokenizer for all, so that every checkpoint answers the same prompts and is scored on the same tokens.
     tokenizer = load_tokenizer(config.students[0], config.trust_remote_code)
     for name in [*config.students[1:], *filter(None, [config.teacher])]:
         other = load_tokenizer(name, config.trust_remote_code)
         check_tokenizers(tokenizer, other, (config.students[0], name))
-    examples = load_split(config.data, tokenizer, config.split)[: config.max_examples]
 
-    targets = None
-    if config.teacher is not None:  # its hidden states and its head stay, its layers make room
+    left: dict[str, list[str]]  # of each checkpoint, the sets that it is to be evaluated on
+    if sources is None:
+        suite, sets = None, {"": load_split(config.data, tokenizer, config.split)[: config.max_examples]}
+        left = {name: [""] for name in config.students}
+    else:
+        sets = load_suite(sources, config.data, tokenizer, config.split, config.max_examples)
+        suite = SuiteResults(config.output, asdict(config) | {"device": device.type}, FREE, sets, config.long_words)
+        left = {name: suite.left(name) for name in config.students}
+
+    targets: dict[str, list[TeacherOutput]] = {}
+    if config.teacher is not None and any(left.values()):  # its hidden states and its head stay, its layers make room
         teacher = load_model(config.teacher, dtype, None, config.trust_remote_code).to(device)  # type: ignore[arg-type]
-        targets = teacher_outputs(teacher, examples, special_ids(tokenizer)[1], config.batch_size)
+        for name in {name for names in left.values() for name in names}:
+            targets[name] = teacher_outputs(teacher, sets[name], special_ids(tokenizer)[1], config.batch_size)
         del teacher
 
     sampling = Sampling(config.max_new_tokens, config.temperature, config.top_p)
@@ -75,26 +107,32 @@ def main(config: Config) -> None:
     evaluations: dict[str, Evaluation] = {}
     console = Console(width=None if Console().is_terminal else 100)
     with Progress(console=console, transient=True) as progress:
-        task = progress.add_task("", total=len(config.students) * len(seeds) * len(examples))
-        for name in config.students:
-            progress.update(task, description=name)
-            student = load_model(name, dtype, None, config.trust_remote_code).to(device)  # type: ignore[arg-type]
-            evaluations[name] = evaluate(
-                student, targets, tokenizer, examples, sampling, batch_size=config.batch_size, seeds=seeds,
-                on_progress=lambda prompts: progress.advance(task, prompts),
-            )  # fmt: skip
-            if config.output is not None:  # after each checkpoint: an interrupted comparison keeps what it has
-                write(config.output, config, evaluations)
+        prompts = sum(len(sets[name]) for names in left.values() for name in names)
+        task = progress.add_task("", total=prompts * len(seeds))
+        for checkpoint, names in left.items():
+            if not names:
+                continue
+            student = load_model(checkpoint, dtype, None, config.trust_remote_code).to(device)  # type: ignore[arg-type]
+            for name in names:
+                progress.update(task, description=f"{checkpoint} {name}".rstrip())
+                evaluation = evaluate(
+                    student, targets.get(name), tokenizer, sets[name], sampling, batch_size=config.batch_size, seeds=seeds,
+                    on_progress=lambda prompts: progress.advance(task, prompts),
+                )  # fmt: skip
+                # After each checkpoint and set: an interrupted comparison keeps what it has.
+                if suite is not None:
+                    suite.add(checkpoint, name, evaluation)
+                    continue
+                evaluations[checkpoint] = evaluation
+                if config.output is not None:
+                    scores = {name: asdict(value) for name, value in evaluations.items()}
+                    write_json(config.output, {"config": asdict(config), "evaluations": scores})
     seed_text = f"seeds {', '.join(map(str, seeds))}" if config.temperature > 0 else "greedy"
-    console.print(checkpoints_table(evaluations, title=f"{len(examples)} {config.split} examples, {seed_text}"))
-
-
-def write(output: Path, config: Config, evaluations: dict[str, Evaluation]) -> None:
-    result = {"config": asdict(config), "evaluations": {name: asdict(value) for name, value in evaluations.items()}}
-    output.parent.mkdir(parents=True, exist_ok=True)
-    scratch = output.with_name(f".{output.name}.tmp")
-    scratch.write_text(json.dumps(result, indent=2, default=str))
-    os.replace(scratch, output)
+    if suite is None:
+        title = f"{len(sets[''])} {config.split} examples, {seed_text}"
+        console.print(checkpoints_table(evaluations, title=title))
+    else:
+        console.print(suite_table(suite, config.students, title=f"{config.split} split, {seed_text}"))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from gakd.errors import InputError
 from gakd.study.config import QUICK, Config, claim
 from gakd.study.plots import plot_buckets, plot_differences
 from gakd.study.results import Results, as_json
+from gakd.study.scoring import BOUNDS
 from gakd.study.settings import write_json
 from gakd.study.stages import SEARCH, Study
 from gakd.study.tables import report, summary
@@ -38,7 +39,7 @@ def main(config: Config) -> None:
     ):
         raise InputError("a study needs at least one seed, one step, one learning rate and one sampling seed")
     claim(config)
-    console = Console(width=None if Console().is_terminal else 160)
+    console = Console(width=None if Console().is_terminal else 200)
     columns = (
         TextColumn("{task.description}"), BarColumn(bar_width=24), TaskProgressColumn(), TimeElapsedColumn(),
         TextColumn("{task.fields[left]}"), TextColumn("{task.fields[running]}", style="dim"),
@@ -57,10 +58,12 @@ def main(config: Config) -> None:
 
 def write_report(folder: Path, results: Results, tried: dict[str, dict[float, float]], config: Config) -> None:
     """report.md, results.json, differences.png and buckets.png."""
+    longest = config.world.longest_response
+    short, medium = (int(share * longest) for share in BOUNDS)
     settings = (
-        f"On the {'validation' if config.search else 'test'} split. "
-        f"{config.steps} updates of {config.batch_size} sequences, up to {config.seeds} seeds, sampling seeds "
-        f"{', '.join(map(str, config.sampling_seeds))}, responses of at most {config.world.longest_response} tokens."
+        f"On the {'validation' if config.search else 'test'} split. {config.steps} updates of {config.batch_size} sequences, "
+        f"up to {config.seeds} seeds, sampling seeds {', '.join(map(str, config.sampling_seeds))}, responses of at most "
+        f"{longest} tokens; references are short up to {short}, medium up to {medium}."
     )
     (folder / "report.md").write_text(report(results, tried, settings))
     write_json(folder / "results.json", as_json(results))
