@@ -75,7 +75,8 @@ LAYERS = {
     "preflight": {"errors", "run_config", "flags", "data", "loggers", "machine", "model_names", "models"} | {"planning"},
     "doctor": {"cache", "machine"}, "command": {"cli"}, "completion": {"command", "recipe_files"},
     "report": {"errors", "files", "adversarial", "evaluation", "report"},
-    "study": {"types", "cli", "errors", "files", "machine", "data", "divergences", "evaluation", "export", "fused", "models", "study"},
+    "study": {"types", "cli", "errors", "files", "machine", "data", "divergences", "evaluation", "export", "fused", "models"}
+    | {"study"},
     "planning": {"types", "errors", "flags", "model_names", "models", "adversarial", "chunks", "discriminators", "divergences"}
     | {"games", "kernel", "objective", "readouts", "planning"},
 }  # fmt: skip
