@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from typing import Any
 
@@ -19,6 +20,8 @@ MEASURED = {
     "gakd": "[demo](../README.md): 10.00 → 2.25",
     "gkd": "[demo](on-policy.md#does-it-lower-the-kl-on-its-own-text): 10.00 → 1.78",
 }
+# The study's methods have the names of their recipes.
+STUDY = json.loads((ROOT / "docs" / "results" / "study.json").read_text())["entries"]
 # Flags that say where and how often, not what is trained.
 NO_SETTING = {"output_dir", "save_every", "evaluate_every", "keep_checkpoints"}
 
@@ -31,8 +34,17 @@ def table() -> str:
         for name, path in RECIPES.items():
             if entry(path).paper == paper:
                 link = f"[{name}](../{path.relative_to(ROOT).as_posix()})"
-                lines.append(f"| {_linked(paper)} | {link} | {setting(name)} | {MEASURED.get(name, 'not yet')} |")
+                lines.append(f"| {_linked(paper)} | {link} | {setting(name)} | {measured(name)} |")
     return "\n".join(lines)
+
+
+def measured(recipe: str) -> str:
+    """In the demo, and in the mini world, from the student that all methods start from there."""
+    found = [MEASURED[recipe]] if recipe in MEASURED else []
+    if recipe in STUDY:
+        before, after = (STUDY[name]["measures"]["own_reverse_kl"]["estimate"] for name in ("student", recipe))
+        found.append(f"[mini world](results.md): {before:.2f} → {after:.2f}")
+    return "; ".join(found) or "not yet"
 
 
 def setting(recipe: str) -> str:

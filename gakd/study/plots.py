@@ -36,7 +36,8 @@ def _forest(results: Results, measures: Sequence[Measure], columns: int, path: P
         _panel(axes, results, measure)
     for axes in grid.flat[len(measures) :]:
         axes.set_axis_off()
-    figure.suptitle(f"Difference to {results.reference}, 95% intervals over prompts and seeds", fontsize=10)
+    reference = next(entry.label for entry in results.entries if entry.name == results.reference)
+    figure.suptitle(f"Difference to {reference}, 95% intervals over prompts and seeds", fontsize=10)
     figure.savefig(path)
 
 

@@ -116,15 +116,20 @@ def as_json(results: Results) -> dict[str, object]:
         entries[entry.name] = {
             "label": entry.label, "seeds": entry.seeds, "learning_rate": entry.learning_rate,
             "seconds": entry.seconds, "megabytes": entry.megabytes,
-            "measures": {measure.name: entry.interval(measure.name)._asdict() for measure in measures},
+            "measures": {measure.name: _numbers(entry.interval(measure.name)) for measure in measures},
         }  # fmt: skip
         if entry in results.compared:
-            found = {measure.name: results.difference(entry, measure.name)._asdict() for measure in measures}
+            found = {measure.name: _numbers(results.difference(entry, measure.name)) for measure in measures}
             entries[entry.name]["differences"] = found
         if control := controls.get(entry.name):
-            found = {measure.name: results.difference(entry, measure.name, control)._asdict() for measure in measures}
+            found = {measure.name: _numbers(results.difference(entry, measure.name, control)) for measure in measures}
             entries[entry.name] |= {"control": control.name, "adversary_alone": found}
     return {"reference": results.reference, "entries": entries}
+
+
+def _numbers(interval: Interval) -> dict[str, float]:
+    """To six digits, more than any table shows."""
+    return {name: float(f"{value:.6g}") for name, value in interval._asdict().items()}
 
 
 def read_scores(path: Path) -> PromptValues:
