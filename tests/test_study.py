@@ -141,7 +141,7 @@ def test_a_search_judges_on_the_validation_split_alone(study, monkeypatch):
     module, config = study
     names = ("reverse_kl", "own_text", "logits_0.3", "own_text_0.3")
     monkeypatch.setattr(stages, "knobs", lambda *sizes: tuple(row for row in knobs(*sizes) if row.name in names))
-    module.main(replace(config, search=True, ablation_seeds=2))
+    module.main(replace(config, search=True, methods=(), ablation_seeds=2))
     folder = config.output_dir / "search"
     found = json.loads((folder / "results.json").read_text())["entries"]
     assert {*found} == {*names}  # and not the teacher, which is measured on the test split
