@@ -53,7 +53,7 @@ def _cell(interval: dict[str, float], decimals: int, signed: bool) -> str:
     estimate, low, high = interval["estimate"], interval["low"], interval["high"]
     if not signed:
         return f"{estimate:.{decimals}f} ± {(high - low) / 2:.{decimals}f}"
-    text = f"{estimate:+.{decimals}f} [{low:+.{decimals}f}, {high:+.{decimals}f}]"
+    text = f"{estimate:+.{decimals}f}<br>[{low:+.{decimals}f},&nbsp;{high:+.{decimals}f}]"
     return f"**{text}**" if low > 0 or high < 0 else text
 
 
