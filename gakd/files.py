@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -13,6 +15,11 @@ def write_whole(path: Path, text: str) -> None:
     scratch = path.with_name(f".{path.name}.tmp")
     scratch.write_text(text, encoding="utf-8")
     os.replace(scratch, path)
+
+
+def write_json(path: Path, value: Any, indent: int | None = None) -> None:
+    """`write_whole` of a value; paths and the like become their text."""
+    write_whole(path, json.dumps(value, indent=indent, ensure_ascii=False, default=str))
 
 
 def file_digest(path: Path) -> str:

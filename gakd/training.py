@@ -20,7 +20,7 @@ from gakd import checkpoint
 from gakd.adversarial import GameWatch
 from gakd.data import Data, Windows, collate, split_window
 from gakd.distiller import Distiller
-from gakd.files import write_whole
+from gakd.files import write_json
 from gakd.guard import Guard
 from gakd.interruptions import EXIT_STATUS, Interruptions
 from gakd.launch import launch
@@ -141,9 +141,9 @@ class Run:
         path = self.folder / name
         missing = self.fabric.broadcast(not path.exists())  # as rank 0 finds it: the others may look later
         if missing and self.evaluates:
-            result = json.dumps({"recipe": self._recipe} | compute(), indent=2)
+            result = {"recipe": self._recipe} | compute()
             if self.is_main:
-                write_whole(path, result)
+                write_json(path, result, indent=2)
         self.fabric.barrier()
         return json.loads(path.read_text())
 

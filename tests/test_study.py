@@ -71,7 +71,7 @@ def test_the_world_holds_complete_texts_only(text, tmp_path):
     assert prompt == "<|user|>Say 1.<|assistant|>"
     assert len(tokenizer("<|user|>")["input_ids"]) == 1
     assert tokenizer.decode(tokenizer("green  grey\n\té")["input_ids"]) == "green  grey\n\té"
-    with pytest.raises(InputError, match="other settings: vocabulary was 300, is 301"):
+    with pytest.raises(InputError, match="begun with other settings: vocabulary was 300, is 301"):
         make_material(made, replace(config, vocabulary=301))
 
 
@@ -133,7 +133,7 @@ def test_more_seeds_run_only_what_is_new_and_what_fails_is_left_out(study, monke
 
 def test_other_settings_need_another_folder(study):
     module, config = study
-    with pytest.raises(InputError, match="made with other settings: steps was 4, is 5"):
+    with pytest.raises(InputError, match="begun with other settings: steps was 4, is 5"):
         module.main(replace(config, steps=5))
 
 

@@ -5,7 +5,7 @@ from gakd.evaluation.generation import Generation, Sampling, generate
 from gakd.evaluation.held_out import EvaluationConfig, HeldOut, conclude
 from gakd.evaluation.plots import plot_metrics
 from gakd.evaluation.report import checkpoints_table, comparison_table, completions_table, suite_table
-from gakd.evaluation.resumable import ResumableRows, write_json
+from gakd.evaluation.resumable import ResumableRows, check_settings
 from gakd.evaluation.suite_results import SuiteResults
 from gakd.evaluation.suites import load_suite, parse_suite, suite_scores
 from gakd.evaluation.teacher_metrics import divergence_sums, divergences_to_teacher, teacher_outputs
@@ -19,6 +19,7 @@ __all__ = [
     "ResumableRows",
     "Sampling",
     "SuiteResults",
+    "check_settings",
     "checkpoints_table",
     "comparison_table",
     "completions_table",
@@ -38,5 +39,4 @@ __all__ = [
     "suite_scores",
     "suite_table",
     "teacher_outputs",
-    "write_json",
 ]

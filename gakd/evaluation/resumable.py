@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gakd.errors import InputError
-from gakd.files import write_whole
+from gakd.files import write_json
 
 
 class ResumableRows:
@@ -61,10 +61,8 @@ class ResumableRows:
         os.truncate(self.path, self._bytes)  # what an interrupted batch left
 
     def _save(self) -> None:
-        write_json(
-            self._sidecar,
-            {"settings": self._settings, "batches": self.batches, "bytes": self._bytes, "totals": self.totals},
-        )
+        state = {"settings": self._settings, "batches": self.batches, "bytes": self._bytes, "totals": self.totals}
+        write_json(self._sidecar, state, indent=2)
 
 
 def check_settings(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -72,8 +70,3 @@ def check_settings(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]
     if changed := sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name)):
         differences = "; ".join(f"{name} was {before.get(name)}, is {now.get(name)}" for name in changed)
         raise InputError(f"{path} was begun with other settings: {differences}. Use the same, or another path")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """The whole file, or the one that was there before, whenever the process ends."""
-    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False, default=str))

@@ -11,8 +11,9 @@ from typing import Any
 from gakd.data import Example
 from gakd.errors import InputError
 from gakd.evaluation.evaluate import Evaluation
-from gakd.evaluation.resumable import check_settings, write_json
+from gakd.evaluation.resumable import check_settings
 from gakd.evaluation.suites import SuiteScores, is_long, suite_scores
+from gakd.files import write_json
 from gakd.fingerprints import model_files, text_digest
 from gakd.model_names import local_folder
 
@@ -52,7 +53,7 @@ class SuiteResults:
             self._files[checkpoint] = _files_of(checkpoint, {})
         self.evaluations.setdefault(checkpoint, {})[name] = evaluation
         if self.path is not None:
-            write_json(self.path, self._as_json())
+            write_json(self.path, self._as_json(), indent=2)
 
     def scores(self) -> dict[str, SuiteScores]:
         """Of the checkpoints that were evaluated on every set."""
@@ -88,7 +89,7 @@ class SuiteResults:
                 for name, values in of_sets.items()
                 if state["sets"][name]["rows"] == self._rows[name]
             }
-        write_json(path, self._as_json())  # long_words may be another
+        write_json(path, self._as_json(), indent=2)  # long_words may be another
 
     def _as_json(self) -> dict[str, Any]:
         long = self.long_prompts()

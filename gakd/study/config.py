@@ -6,8 +6,9 @@ import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from gakd.files import write_json
 from gakd.study.grid import LEARNING_RATES
-from gakd.study.settings import keep_to, write_json
+from gakd.study.settings import keep_to
 from gakd.study.world import WorldConfig
 
 # What may differ between commands that go on in one folder: which runs there are, not what a run is.
@@ -59,5 +60,4 @@ def claim(config: Config) -> None:
     """Keep the settings beside the results; InputError where the folder holds a study of other ones."""
     settings = {name: value for name, value in asdict(config).items() if name not in FREE_TO_CHANGE}
     if not keep_to(config.output_dir / "study.json", settings):
-        config.output_dir.mkdir(parents=True, exist_ok=True)
         write_json(config.output_dir / "study.json", settings)

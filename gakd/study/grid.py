@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gakd.errors import InputError
+from gakd.study.flag_sets import FlagSets, share
 
 REFERENCE = "reverse_kl"  # the method that all others are compared with: GAKD without its adversary
 VARIED = "gakd"  # the method that the rows which are no headlines change one thing of
@@ -33,21 +34,13 @@ def methods(steps: int, longest_response: int, student: Path) -> tuple[Method, .
     Terms per token weigh 0.5 beside 0.5 cross entropy wherever the recipe has both, so that no row differs from another by
     the weight of its cross entropy. MiniLLM makes four updates on each step's text, so it takes a quarter of the steps.
     """
-    own = ("--student-max-new-tokens", str(longest_response))
-    taught = ("--teacher-max-new-tokens", str(longest_response), "--generation-batch-size", "256")
-    alone = ("--cross-entropy-weight", "0", "--reverse-kl-weight", "1")
+    flags = FlagSets.of(steps, longest_response)
+    game, own, taught, alone = flags.game, flags.own, flags.taught, flags.alone
     half = ("--cross-entropy-weight", "0.5", "--skew-reverse-kl-weight", "0.5")
-    tenth = str(max(steps // 10, 1))
-    # A discriminator of about the student's size, as the paper's is of about its student's; the recipes' own is eight times it.
-    sizes = ("--readout-width", "64", "--discriminator-width", "64")
-    game = (*sizes, "--adversarial-start", tenth, "--adversarial-ramp", tenth)
-    wide = (*game, "--discriminator-width", "256")
-    order_blind = ("--readout-width", "64", "--adversarial-start", tenth, "--adversarial-ramp", tenth)
-    late = (*sizes, "--adversarial-start", str(steps * 4 // 5), "--adversarial-ramp", "1")
-    gentle = (*game, "--r1", "100", "--r2", "100", "--discriminator-learning-rate", "5e-5")
+    wide, gentle = (*game, "--discriminator-width", "256"), (*game, *flags.slow)
     # What a search on the validation split found best (knobs.py).
-    of_probabilities = (*game, "--r1", "0.005", "--r2", "0.005", "--adversarial-share", "0.3")
-    of_log_probs = (*game, "--adversarial-share", "0.1")
+    of_probabilities = (*game, *flags.light, *share(0.3))
+    of_log_probs = (*game, *share(0.1))
     return (
         Method("sft", "SFT", "baselines/sft.py", (), True, 0.8),
         Method("seqkd", "SeqKD", "baselines/seqkd.py", taught, True, 3.5, cached=False),
@@ -71,7 +64,7 @@ def methods(steps: int, longest_response: int, student: Path) -> tuple[Method, .
         ),
         Method("gakd_weight_0.02", "GAKD, weight 0.02", "gakd.py", (*game, "--adversarial-weight", "0.02"), False, 2),
         Method("gakd_weight_0.5", "GAKD, weight 0.5", "gakd.py", (*game, "--adversarial-weight", "0.5"), False, 2),
-        Method("gakd_late", "GAKD, last fifth only", "gakd.py", late, False, 1.3),
+        Method("gakd_late", "GAKD, last fifth only", "gakd.py", flags.late, False, 1.3),
         Method("gakd_wide", "GAKD, wide discriminator", "gakd.py", wide, False, 6),
         Method("gakd_gentle", "GAKD, gentle", "gakd.py", gentle, False, 2),
         Method("gakd_no_penalty", "GAKD, no penalty", "ablations/gakd_no_penalty.py", game, False, 2),
@@ -82,7 +75,7 @@ def methods(steps: int, longest_response: int, student: Path) -> tuple[Method, .
         Method("gakd_wgan", "GAKD, Wasserstein", "ablations/gakd_wgan.py", game, False, 2),
         Method("gakd_raw_logits", "GAKD, raw logits", "ablations/gakd_raw_logits.py", game, False, 2),
         Method("gakd_log_probs", "GAKD, log-probs", "ablations/gakd_log_probs.py", of_log_probs, False, 2.4),
-        Method("gakd_mlp", "GAKD, MLP", "ablations/gakd_mlp_discriminator.py", order_blind, False, 1.5),
+        Method("gakd_mlp", "GAKD, MLP", "ablations/gakd_mlp_discriminator.py", flags.order_blind, False, 1.5),
         Method(
             "gakd_teacher_text", "GAKD, teacher text", "ablations/gakd_teacher_text.py", (*game, *taught), False, 5,
             cached=False,
@@ -97,8 +90,7 @@ def methods(steps: int, longest_response: int, student: Path) -> tuple[Method, .
         ),
         Method(
             "released", "GAKD, as released", "ablations/released.py",
-            ("--discriminator", str(student), "--adversarial-start", tenth), False, 3,
-            cached=False,
+            ("--discriminator", str(student), "--adversarial-start", str(max(steps // 10, 1))), False, 3, cached=False,
         ),
     )  # fmt: skip
 

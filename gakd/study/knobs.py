@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
+from gakd.study.flag_sets import FlagSets, share
 from gakd.study.grid import REFERENCE, Method
 
 OWN_TEXT, ALONE, ALONE_OWN_TEXT = "own_text", "reverse_kl_alone", "alone_own_text"
 
 
 def knobs(steps: int, longest_response: int) -> tuple[Method, ...]:
-    """All settings that are tried, after the references that they are compared with.
-
-    Penalties are per squared slope with respect to what is read. A map of probabilities starts V times as steep as one of
-    logits, so 0.005 there is about what 10 is here at V = 2,048.
-    """
-    tenth = str(max(steps // 10, 1))
-    sizes = ("--readout-width", "64", "--discriminator-width", "64")
-    game = (*sizes, "--adversarial-start", tenth, "--adversarial-ramp", tenth)
-    slow = ("--r1", "100", "--r2", "100", "--discriminator-learning-rate", "5e-5")
+    """All settings that are tried, after the references that they are compared with."""
+    game, late, _, slow, light, alone, own, _ = FlagSets.of(steps, longest_response)
     fast = ("--discriminator-learning-rate", "1e-3")
-    light = ("--r1", "0.005", "--r2", "0.005")
-    own = ("--student-max-new-tokens", str(longest_response))
-    alone = ("--cross-entropy-weight", "0", "--reverse-kl-weight", "1")
-    late = (*sizes, "--adversarial-start", str(steps * 4 // 5), "--adversarial-ramp", "1")
-
-    def share(value: float) -> tuple[str, str]:
-        return "--adversarial-share", f"{value:g}"
-
     on_logits, on_log_probs, on_probabilities, on_own_text = (
         f"{name}.py"
         for name in ("gakd", "ablations/gakd_log_probs", "ablations/gakd_probabilities", "ablations/gakd_on_policy")

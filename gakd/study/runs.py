@@ -21,9 +21,9 @@ import torch
 
 from gakd.cli import parse
 from gakd.errors import InputError
+from gakd.files import write_json
 from gakd.machine import peak_memory
 from gakd.study.scoring import Scoring, score
-from gakd.study.settings import write_json
 
 COST, LOG = "cost.json", "log.txt"
 POLL = 0.5  # seconds between looks at the runs

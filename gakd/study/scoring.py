@@ -16,9 +16,9 @@ from gakd.data import DataConfig, Example, Split, load_split
 from gakd.divergences import CrossEntropy, ForwardKL, ReverseKL
 from gakd.evaluation import Generation, Sampling, decode, divergence_sums, generate, rouge_l, teacher_outputs
 from gakd.evaluation.generation import special_ids
+from gakd.files import write_json
 from gakd.fused import token_values
 from gakd.models import load_model, load_tokenizer
-from gakd.study.settings import write_json
 from gakd.study.text_measures import BUCKETS, bucket_of, distinct_n, repetition
 from gakd.study.two_sample import two_sample_correct
 from gakd.study.world import World

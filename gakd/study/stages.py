@@ -46,8 +46,8 @@ class Study:
         reported = sum(method.cost * self._seeds(method) for method in self.methods)
         self.tuned = [method for method in self.methods if self._is_tuned(method)]
         tuned = sum(method.cost for method in self.tuned) * len(config.learning_rates)
-        of_teacher = 2 if config.world.teacher is None else 1  # it is trained, then measured with the student
-        self._total = of_teacher * TEACHER_COST + STUDENT_COST + tuned + reported
+        trained = TEACHER_COST if config.world.teacher is None else 0.0
+        self._total = trained + STUDENT_COST + tuned + reported
         self._done, self._before, self._started, self._said = 0.0, 0.0, time.monotonic(), 0.0
         self._task = progress.add_task("", total=self._total, left="", running="")
 
@@ -67,7 +67,7 @@ class Study:
         """Texts and models; a given teacher reads the texts once, for all runs that can learn from its cache."""
         config = self.config.world
         make_material(self.world, config)
-        teacher = Job("teacher", None, (), self.world.folder / "teacher", cost=TEACHER_COST, model=self.world.teacher)
+        teacher = Job("teacher", None, (), self.world.folder / "teacher", model=self.world.teacher)
         if config.teacher is None:
             teacher = self._training("teacher", TEACHER_COST)
             self._run("world: teacher", [teacher])
@@ -76,7 +76,9 @@ class Study:
         if config.student_epochs > 0:
             student = self._training("student", STUDENT_COST)
         write_teacher_text(self.test)
-        self._run("world: student", [job._replace(scoring=self.test) for job in (teacher, student)])
+        self._run(
+            "world: student", [teacher._replace(scoring=self.test, cost=0.0), student._replace(scoring=self.test)]
+        )
         self.check()
         if self.world.teacher_cache is not None and any(method.cached for method in self.methods):
             self._cache_teacher(self.world.teacher_cache)
@@ -199,11 +201,7 @@ class Study:
 
     def _show(self, stage: str, done: float, running: str) -> None:
         new, now = done - self._before, time.monotonic()
-        left = (
-            ""
-            if new <= 0
-            else f"{timedelta(seconds=int(max(self._total - done, 0) * (now - self._started) / new))} left"
-        )
+        left = "" if new <= 0 else f"{timedelta(seconds=int((self._total - done) * (now - self._started) / new))} left"
         self.progress.update(self._task, completed=done, description=stage, left=left, running=running)
         if not self.progress.console.is_terminal and now - self._said > SECONDS_BETWEEN_LINES:
             self._said = now

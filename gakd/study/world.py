@@ -18,8 +18,9 @@ from gakd.errors import InputError
 from gakd.evaluation.generation import special_ids
 from gakd.evaluation.held_out import spread
 from gakd.export import write_folder
+from gakd.files import write_json
 from gakd.models import ModelConfig, load_shared_tokenizer, load_student
-from gakd.study.settings import keep_to, write_json
+from gakd.study.settings import keep_to
 
 END, PADDING, USER, ASSISTANT = "<|end|>", "<|padding|>", "<|user|>", "<|assistant|>"
 SPECIAL = (END, PADDING, USER, ASSISTANT)

@@ -21,11 +21,11 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from gakd.cli import run
 from gakd.errors import InputError
+from gakd.files import write_json
 from gakd.study.config import QUICK, Config, claim
 from gakd.study.plots import plot_buckets, plot_differences
 from gakd.study.results import Results, as_json
 from gakd.study.scoring import BOUNDS
-from gakd.study.settings import write_json
 from gakd.study.stages import SEARCH, Study
 from gakd.study.tables import report, summary
 
