@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from gakd.files import file_digest
+from gakd.model_names import local_folder
 
 
 def text_digest(text: str) -> str:
@@ -29,11 +29,14 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
     }
 
 
-def model_files(folder: Path, known: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """`{name: {bytes, mtime_ns, sha256}}` of the weights in a model's folder and its config; empty without weights.
+def model_files(model: str, known: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """`{name: {bytes, mtime_ns, sha256}}` of a model's weights and config; empty where this machine has no weights of it.
 
     A file of the size and modification time that `known` has for its name is taken to be the known one and not read.
     """
+    folder = local_folder(model)
+    if folder is None:
+        return {}
     weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     found: dict[str, dict[str, Any]] = {}
     for path in [*weights, folder / "config.json"] if weights else []:

@@ -111,8 +111,8 @@ def load_reader(config: ModelConfig, dtype: torch.dtype, device: torch.device) -
 
 def _refuse_stale(cache: TeacherCache, name: str | None) -> None:
     cached_name, made_from = cache.settings["teacher"], cache.manifest["teacher_files"]
-    folder = local_folder(name or cached_name)
-    found = model_files(folder, made_from) if folder is not None else {}
+    model = name or cached_name
+    found = model_files(model, made_from)
     if not found:
         if name not in (None, cached_name):
             raise CacheError(
@@ -124,8 +124,8 @@ def _refuse_stale(cache: TeacherCache, name: str | None) -> None:
         was, now = (_file_mark(files.get(file)) for files in (made_from, found))
         if was != now:
             raise CacheError(
-                f"teacher cache {cache.folder} is stale: {file} in {folder} is {now}, but was {was} when {cached_name} was "
-                f"cached. Cache the teacher again into another folder, or name the one that was cached"
+                f"teacher cache {cache.folder} is stale: {file} in {local_folder(model)} is {now}, but was {was} when "
+                f"{cached_name} was cached. Cache the teacher again into another folder, or name the one that was cached"
             )
 
 

@@ -43,7 +43,7 @@ LAYERS = {
     "published": {"types", "adversarial"},
     "export": set(),
     "files": set(),
-    "fingerprints": {"files"},
+    "fingerprints": {"files", "model_names"},
     "teacher_cache": {"types", "errors"},
     "cache_writer": {"types", "files", "data", "teacher_cache"},
     "sharding": set(),

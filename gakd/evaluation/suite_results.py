@@ -15,7 +15,6 @@ from gakd.evaluation.resumable import check_settings
 from gakd.evaluation.suites import SuiteScores, is_long, suite_scores
 from gakd.files import write_json
 from gakd.fingerprints import model_files, text_digest
-from gakd.model_names import local_folder
 
 
 class SuiteResults:
@@ -50,7 +49,7 @@ class SuiteResults:
 
     def add(self, checkpoint: str, name: str, evaluation: Evaluation) -> None:
         if checkpoint not in self._files:
-            self._files[checkpoint] = _files_of(checkpoint, {})
+            self._files[checkpoint] = model_files(checkpoint, {})
         self.evaluations.setdefault(checkpoint, {})[name] = evaluation
         if self.path is not None:
             write_json(self.path, self._as_json(), indent=2)
@@ -80,7 +79,7 @@ class SuiteResults:
         check_settings(path, *fixed)
         for checkpoint, of_sets in state["evaluations"].items():
             before = state["checkpoints"][checkpoint]
-            now = _files_of(checkpoint, before)
+            now = model_files(checkpoint, before)
             if now and _contents(now) != _contents(before):  # trained again; one that was deleted keeps its scores
                 continue
             self._files[checkpoint] = now or before
@@ -116,11 +115,6 @@ def _scores_json(scores: SuiteScores) -> dict[str, Any]:
 
 def _rows_digest(examples: Sequence[Example]) -> str:
     return text_digest(json.dumps([[example.key, *example.row.responses] for example in examples]))
-
-
-def _files_of(checkpoint: str, known: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    folder = local_folder(checkpoint)
-    return {} if folder is None else model_files(folder, known)
 
 
 def _contents(files: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

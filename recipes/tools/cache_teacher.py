@@ -80,12 +80,11 @@ def main(config: Config) -> None:
 def teacher_files(config: Config) -> dict[str, dict[str, Any]]:
     """The teacher's files, with their hashes; fetched where only the tokenizer has been on this machine."""
     known = read_manifest(config.output)["teacher_files"] if (config.output / MANIFEST).exists() else {}
-    folder = local_folder(config.teacher)
-    files = model_files(folder, known) if folder is not None else {}
+    files = model_files(config.teacher, known)
     if not files:
         load_model(config.teacher, trust_remote_code=config.trust_remote_code)
-        folder = local_folder(config.teacher)
-        files = model_files(folder, known) if folder is not None else {}
+        files = model_files(config.teacher, known)
+    folder = local_folder(config.teacher)
     if folder is None or not files or (folder / "adapter_config.json").exists():
         raise ModelError(
             f"{config.teacher} has no whole weights of its own: merge its adapters and give the merged folder"
@@ -99,11 +98,11 @@ def fill(
     """Everything that the cache still lacks."""
     writer.write_head(teacher.head)
     weight = teacher.head.weight
-    shards = list(sharded(batches, (config.shard_megabytes << 20) // (weight.shape[1] * weight.element_size())))
-    names = [f"shard-{index:05d}.safetensors" for index in range(len(shards))]
-    done = sum(len(shard) for name, shard in zip(names, shards, strict=True) if writer.finished(name))
+    rows = (config.shard_megabytes << 20) // (weight.shape[1] * weight.element_size())
+    shards = {f"shard-{index:05d}.safetensors": shard for index, shard in enumerate(sharded(batches, rows))}
+    done = sum(len(shard) for name, shard in shards.items() if writer.finished(name))
     view = ProgressView(len(batches), done, shown=True)
-    for name, shard in zip(names, shards, strict=True):
+    for name, shard in shards.items():
         if writer.finished(name):
             continue
         hidden = []
