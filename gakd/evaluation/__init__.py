@@ -1,5 +1,6 @@
 """What a model writes and how far it is from its teacher: generation, metrics, tables and plots."""
 
+from gakd.evaluation.checkpoints import evaluate_checkpoints
 from gakd.evaluation.evaluate import Evaluation, decode, evaluate
 from gakd.evaluation.generation import Generation, Sampling, generate
 from gakd.evaluation.held_out import EvaluationConfig, HeldOut, conclude
@@ -30,6 +31,7 @@ __all__ = [
     "divergence_sums",
     "divergences_to_teacher",
     "evaluate",
+    "evaluate_checkpoints",
     "exact_match",
     "generate",
     "load_suite",

@@ -17,6 +17,7 @@ import torch
 import tyro
 from rich.console import Console
 from rich.progress import Progress
+from torch import nn
 
 from gakd.cli import run
 from gakd.data import DataConfig, Split, load_split
@@ -25,16 +26,13 @@ from gakd.evaluation import (
     Sampling,
     SuiteResults,
     checkpoints_table,
-    evaluate,
+    evaluate_checkpoints,
     load_suite,
     parse_suite,
     suite_table,
-    teacher_outputs,
-    write_json,
 )
-from gakd.evaluation.generation import special_ids
+from gakd.files import write_json
 from gakd.models import check_tokenizers, load_model, load_tokenizer
-from gakd.types import TeacherOutput
 
 
 @dataclass
@@ -77,8 +75,7 @@ FREE = ("students", "long_words", "output", "trust_remote_code")
 def main(config: Config) -> None:
     if len(set(config.students)) != len(config.students):
         raise SystemExit(f"each checkpoint is one row, got {config.students}: name each once")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = getattr(torch, config.dtype)
+    device, dtype = torch.device("cuda" if torch.cuda.is_available() else "cpu"), getattr(torch, config.dtype)
     sources = None if config.suite is None else parse_suite(config.suite)
     # One tokenizer for all, so that every checkpoint answers the same prompts and is scored on the same tokens.
     tokenizer = load_tokenizer(config.students[0], config.trust_remote_code)
@@ -95,12 +92,8 @@ def main(config: Config) -> None:
         suite = SuiteResults(config.output, asdict(config) | {"device": device.type}, FREE, sets, config.long_words)
         left = {name: suite.left(name) for name in config.students}
 
-    targets: dict[str, list[TeacherOutput]] = {}
-    if config.teacher is not None and any(left.values()):  # its hidden states and its head stay, its layers make room
-        teacher = load_model(config.teacher, dtype, None, config.trust_remote_code).to(device)  # type: ignore[arg-type]
-        for name in {name for names in left.values() for name in names}:
-            targets[name] = teacher_outputs(teacher, sets[name], special_ids(tokenizer)[1], config.batch_size)
-        del teacher
+    def load(name: str) -> nn.Module:
+        return nn.Module.to(load_model(name, dtype, None, config.trust_remote_code), device)
 
     sampling = Sampling(config.max_new_tokens, config.temperature, config.top_p)
     seeds = config.seeds if config.temperature > 0 else config.seeds[:1]
@@ -109,24 +102,18 @@ def main(config: Config) -> None:
     with Progress(console=console, transient=True) as progress:
         prompts = sum(len(sets[name]) for names in left.values() for name in names)
         task = progress.add_task("", total=prompts * len(seeds))
-        for checkpoint, names in left.items():
-            if not names:
+        for checkpoint, name, evaluation in evaluate_checkpoints(
+            left, sets, config.teacher, load, tokenizer, sampling, seeds, config.batch_size,
+            lambda label, answered: progress.update(task, advance=answered, description=label),
+        ):  # fmt: skip
+            # After each checkpoint and set: an interrupted comparison keeps what it has.
+            if suite is not None:
+                suite.add(checkpoint, name, evaluation)
                 continue
-            student = load_model(checkpoint, dtype, None, config.trust_remote_code).to(device)  # type: ignore[arg-type]
-            for name in names:
-                progress.update(task, description=f"{checkpoint} {name}".rstrip())
-                evaluation = evaluate(
-                    student, targets.get(name), tokenizer, sets[name], sampling, batch_size=config.batch_size, seeds=seeds,
-                    on_progress=lambda prompts: progress.advance(task, prompts),
-                )  # fmt: skip
-                # After each checkpoint and set: an interrupted comparison keeps what it has.
-                if suite is not None:
-                    suite.add(checkpoint, name, evaluation)
-                    continue
-                evaluations[checkpoint] = evaluation
-                if config.output is not None:
-                    scores = {name: asdict(value) for name, value in evaluations.items()}
-                    write_json(config.output, {"config": asdict(config), "evaluations": scores})
+            evaluations[checkpoint] = evaluation
+            if config.output is not None:
+                scores = {name: asdict(value) for name, value in evaluations.items()}
+                write_json(config.output, {"config": asdict(config), "evaluations": scores}, indent=2)
     seed_text = f"seeds {', '.join(map(str, seeds))}" if config.temperature > 0 else "greedy"
     if suite is None:
         title = f"{len(sets[''])} {config.split} examples, {seed_text}"
