@@ -41,6 +41,8 @@ class Study:
         )
         self.test = Scoring(self.world, self.data, "test", config.sampling_seeds, config.world.longest_response)
         self.valid = self.test._replace(split="valid", seeds=config.sampling_seeds[:3], rouge_alone=True)
+        # A search never looks at the test split.
+        self.reported = self.valid._replace(rouge_alone=False) if config.search else self.test
         self.methods = self._methods()
         self.failed: list[Job] = []
         reported = sum(method.cost * self._seeds(method) for method in self.methods)
@@ -117,17 +119,15 @@ class Study:
     def compare(self, rates: dict[str, float]) -> Results:
         """The runs that are reported; a method without a rate of its own takes that of what it varies.
 
-        A search reports on the validation split, in a folder of its own: the test split stays unseen.
+        A search has a folder of its own.
         """
-        searched, scoring, folder = self.config.search, self.test, RUNS
-        if searched:
-            scoring, folder = self.valid._replace(rouge_alone=False), SEARCH
-            write_teacher_text(scoring)
+        searched, folder = self.config.search, SEARCH if self.config.search else RUNS
+        write_teacher_text(self.reported)
         own = {
             method.name: rates.get(method.name, rates.get(REFERENCE if searched else VARIED)) for method in self.methods
         }
         jobs = {
-            method: [self._job(method, rate, 1 + index, scoring, folder) for index in range(self._seeds(method))]
+            method: [self._job(method, rate, 1 + index, self.reported, folder) for index in range(self._seeds(method))]
             for method in self.methods
             if (rate := own[method.name]) is not None
         }

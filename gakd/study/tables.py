@@ -77,11 +77,11 @@ def _differences(results: Results, measures: Sequence[Measure]) -> str:
     rows = [
         [
             entry.label, str(len(entry.seeds)),
-            *(_marked(results.difference(entry, measure.name), measure.decimals) for measure in measures),
+            *(marked(results.difference(entry, measure.name), measure.decimals) for measure in measures),
         ]
         for entry in results.compared
     ]  # fmt: skip
-    return _markdown(["method", "seeds", *map(_heading, measures)], rows)
+    return markdown(["method", "seeds", *map(heading, measures)], rows)
 
 
 def _bucket_sizes(results: Results) -> str:
@@ -99,7 +99,7 @@ def _controls(results: Results) -> list[str]:
     rows = [
         [
             entry.label, control.label,
-            *(_marked(results.difference(entry, measure.name, control), measure.decimals) for measure in measures),
+            *(marked(results.difference(entry, measure.name, control), measure.decimals) for measure in measures),
         ]
         for entry, control in results.controlled
     ]  # fmt: skip
@@ -107,16 +107,16 @@ def _controls(results: Results) -> list[str]:
         return []
     return [
         "## Differences to the same without the adversary",
-        _markdown(["method", "without", *map(_heading, measures)], rows),
+        markdown(["method", "without", *map(heading, measures)], rows),
     ]
 
 
 def _values(results: Results, measures: Sequence[Measure]) -> str:
     rows = [
-        [entry.label, *(_plus_minus(entry.interval(measure.name), measure.decimals) for measure in measures)]
+        [entry.label, *(plus_minus(entry.interval(measure.name), measure.decimals) for measure in measures)]
         for entry in (*results.models, *results.entries)
     ]
-    return _markdown(["method", *map(_heading, measures)], rows)
+    return markdown(["method", *map(heading, measures)], rows)
 
 
 def _learning_rates(results: Results, tried: dict[str, dict[float, float]]) -> str:
@@ -130,7 +130,7 @@ def _learning_rates(results: Results, tried: dict[str, dict[float, float]]) -> s
         ]
         note = "at the edge" if own and entry.learning_rate in (rates[0], rates[-1]) else ""
         rows.append([entry.label, *marked, f"{entry.learning_rate:g}", note])
-    return _markdown(["method", *(f"{rate:g}" for rate in rates), "taken", ""], rows)
+    return markdown(["method", *(f"{rate:g}" for rate in rates), "taken", ""], rows)
 
 
 def _costs(results: Results) -> str:
@@ -138,18 +138,20 @@ def _costs(results: Results) -> str:
         [entry.label, str(len(entry.seeds)), _number(entry.seconds, 1), _number(entry.megabytes, 0)]
         for entry in results.entries
     ]
-    return _markdown(["method", "seeds", "seconds", "peak memory, MB above imports"], rows)
+    return markdown(["method", "seeds", "seconds", "peak memory, MB above imports"], rows)
 
 
 def _number(value: float | None, decimals: int) -> str:
     return "–" if value is None else f"{value:.{decimals}f}"
 
 
-def _heading(measure: Measure) -> str:
+def heading(measure: Measure) -> str:
+    """What a measure is, its unit, and which way is better."""
     return f"{measure.title} ({measure.unit}) {_ARROWS[measure.better]}".rstrip()
 
 
-def _plus_minus(interval: Interval, decimals: int) -> str:
+def plus_minus(interval: Interval, decimals: int) -> str:
+    """The estimate and half the interval's width."""
     return f"{interval.estimate:.{decimals}f} ± {(interval.high - interval.low) / 2:.{decimals}f}"
 
 
@@ -158,10 +160,12 @@ def _range(interval: Interval, decimals: int) -> str:
     return f"{interval.estimate:+.{decimals}f} [{low}, {high}]"
 
 
-def _marked(interval: Interval, decimals: int) -> str:
+def marked(interval: Interval, decimals: int) -> str:
+    """`+0.57 [+0.03, +1.10]`, bold where the interval excludes 0."""
     return f"**{_range(interval, decimals)}**" if interval.excludes_zero else _range(interval, decimals)
 
 
-def _markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose first column is of names, the others of numbers."""
     lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

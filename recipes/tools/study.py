@@ -25,7 +25,7 @@ from gakd.files import write_json
 from gakd.study.config import QUICK, Config, claim
 from gakd.study.plots import plot_buckets, plot_differences
 from gakd.study.results import Results, as_json
-from gakd.study.scoring import BOUNDS
+from gakd.study.scoring import BOUNDS, Scoring
 from gakd.study.stages import SEARCH, Study
 from gakd.study.tables import report, summary
 
@@ -50,20 +50,23 @@ def main(config: Config) -> None:
         tried = study.tune()
         results = study.compare({name: max(own, key=own.__getitem__) for name, own in tried.items()})
     folder = config.output_dir / SEARCH if config.search else config.output_dir
-    write_report(folder, results, tried, config)
+    write_report(folder, results, tried, config, study.reported)
     console.print(summary(results))
     console.print(f"report:  {folder / 'report.md'}", soft_wrap=True)
     study.check()
 
 
-def write_report(folder: Path, results: Results, tried: dict[str, dict[float, float]], config: Config) -> None:
+def write_report(
+    folder: Path, results: Results, tried: dict[str, dict[float, float]], config: Config, scoring: Scoring
+) -> None:
     """report.md, results.json, differences.png and buckets.png."""
     longest = config.world.longest_response
     short, medium = (int(share * longest) for share in BOUNDS)
     settings = (
-        f"On the {'validation' if config.search else 'test'} split. {config.steps} updates of {config.batch_size} sequences, "
-        f"up to {config.seeds} seeds, sampling seeds {', '.join(map(str, config.sampling_seeds))}, responses of at most "
-        f"{longest} tokens; references are short up to {short}, medium up to {medium}."
+        f"On the {'validation' if scoring.split == 'valid' else 'test'} split. {config.steps} updates of {config.batch_size} "
+        f"sequences, up to {max(len(entry.seeds) for entry in results.entries)} seeds, sampling seeds "
+        f"{', '.join(map(str, scoring.seeds))}, responses of at most {longest} tokens; references are short up to {short}, "
+        f"medium up to {medium}."
     )
     (folder / "report.md").write_text(report(results, tried, settings))
     write_json(folder / "results.json", as_json(results))
