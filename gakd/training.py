@@ -7,7 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -17,21 +17,19 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gakd import checkpoint
-from gakd.adversarial import GameWatch
 from gakd.data import Data, Windows, collate, split_window
 from gakd.distiller import Distiller
 from gakd.files import write_json
 from gakd.guard import Guard
 from gakd.interruptions import EXIT_STATUS, Interruptions
 from gakd.launch import launch
-from gakd.loggers import open_loggers
-from gakd.logs import MetricsLog, ProgressView
 from gakd.objective import Counts, Objective
 from gakd.preflight import check_run
 from gakd.run_checkpoints import RunCheckpoints
 from gakd.run_config import RunConfig
 from gakd.run_folder import claim
 from gakd.sharding import whole
+from gakd.step_log import StepLog
 from gakd.step_record import StepRecord
 from gakd.teachers import LocalTeacher
 from gakd.types import Batch
@@ -55,12 +53,8 @@ class Run:
         self._checkpoints = RunCheckpoints(self.fabric, self.folder, config.keep_checkpoints, config.export)
         self._record = StepRecord()
         self._guard = Guard(config.on_nonfinite, self._record, self._keep_step)
-        self._counts: dict[tuple[str, ...], Counts] = {}  # names of terms -> counts of the window that they are about
-        self._read, self._positions = 0, 0
-        self._game = GameWatch()
+        self._log = StepLog(self.fabric.world_size, self.device, self.over_ranks)
         self._recipe = Path(getattr(sys.modules.get(type(recipe_config).__module__), "__file__", None) or "").stem
-        self._notes: dict[str, float] = {}
-        self._own_notes: dict[str, float] = {}
         claim(self.fabric, self.folder, recipe_config, config.resume)
 
     # ---- before the loop ----
@@ -162,13 +156,8 @@ class Run:
         config, examples = self.config, data.train
         lengths = [example.length for example in examples]
         windows, self.total = Windows(lengths, config.batch_size, config.seed), self.total_steps(data)
-        with ExitStack() as leaving:
-            if self.is_main:
-                others = open_loggers(config.log_to, self.folder, self.step)
-                log = MetricsLog(self.folder / "metrics.csv", self.step, others)
-                self._log = leaving.enter_context(closing(log))
-            self._view = leaving.enter_context(closing(ProgressView(self.total, self.step, self.is_main)))
-            self._interruptions = leaving.enter_context(Interruptions())
+        log = self._log.open(self.folder, config.log_to, self.step, self.total, self.is_main)
+        with log, Interruptions() as self._interruptions:
             while self.step < self.total:
                 groups = split_window(
                     windows.at(self.step),
@@ -196,14 +185,7 @@ class Run:
         Where a step has several windows, `names` are the terms that this one is about (`Coefficients.only`); the window
         that is given without names stands for all other terms.
         """
-        lengths = [length for batch in window for length in batch.lengths]
-        read, positions = sum(batch.tokens for batch in window), sum(batch.labels.numel() for batch in window)
-        own = [sum(lengths), sum(length > 0 for length in lengths), read, positions]
-        if self.fabric.world_size > 1:
-            own = self.over_ranks(torch.tensor(own, device=self.device)).tolist()
-        self._counts[names] = Counts(own[0], own[1], self.fabric.world_size)
-        self._read, self._positions = self._read + own[2], self._positions + own[3]
-        return self._counts[names]
+        return self._log.counts(window, *names)
 
     def micro_batches(self, window: Sequence[MicroBatch]) -> Iterator[MicroBatch]:
         """Each micro-batch of an update; gradients are exchanged between ranks with the last one only."""
@@ -219,7 +201,7 @@ class Run:
 
     def note(self, name: str, value: float) -> None:
         """A number of this rank's step, for the log as the mean over ranks, each of which must call it."""
-        self._own_notes[name] = value
+        self._log.own_notes[name] = value
 
     def update(self) -> None:
         """Clip, step and clear the student; where a loss or the gradient is not finite, what `--on-nonfinite` says."""
@@ -233,7 +215,7 @@ class Run:
         if self._is_finite("student", norm):
             self._student_optimizer.step()
         self._student_optimizer.zero_grad()
-        self._notes |= {"gradient_norm": norm, "learning_rate": rate}
+        self._log.notes |= {"gradient_norm": norm, "learning_rate": rate}
 
     def update_replicated(self, name: str, clip: float | None = None) -> None:
         """Sum a replicated module's gradients over ranks, clip, step and clear it; nothing where it has no gradient."""
@@ -251,7 +233,7 @@ class Run:
                 torch.nn.utils.clip_grads_with_norm_(module.parameters(), clip, total_norm)
             optimizer.step()
         optimizer.zero_grad()
-        self._notes["discriminator_gradient_norm"] = norm
+        self._log.notes["discriminator_gradient_norm"] = norm
 
     def validate(self, compute: Callable[[], dict[str, float]]) -> dict[str, float] | None:
         """When it is time, `compute` where `evaluates`, logged as `valid/...` columns; on one rank it may use no collective.
@@ -266,54 +248,26 @@ class Run:
         started = time.perf_counter()
         if self.evaluates:
             scores = compute()
-        if self.is_main:
-            self._log.append(step, {f"valid/{name}": value for name, value in scores.items()})
-            self._view.pace.pause(time.perf_counter() - started)
+        self._log.validation(step, scores, time.perf_counter() - started)
         scores = self.fabric.broadcast(scores)
         self._checkpoints.observe(scores)
         return scores
 
     def finish_step(self, objective: Objective) -> None:
         """Count the step, log its means, save when it is time, leave where a signal asks for it (exit status 75)."""
-        means = self._means(objective)
-        self._notes |= objective.finish_step(self.over_ranks)
-        if self._own_notes:
-            noted = self.over_ranks(torch.tensor(list(self._own_notes.values()), device=self.device))
-            self._notes |= zip(self._own_notes, (noted / self.fabric.world_size).tolist(), strict=True)
         self.step += 1
-        self._view.update(self.step, self._read, means | {"gradient_norm": self._notes["gradient_norm"]})
-        accuracy = (self._notes | means).get("discriminator_accuracy")
-        if accuracy is not None and (warning := self._game.observe(accuracy)):
-            self._view.say(f"warning: {warning}")
-        if self.is_main:
-            tokens = sum(counts.tokens for counts in self._counts.values())
-            row = means | {"padding": 1 - self._read / self._positions} | self._notes | {"tokens": tokens}
-            if self._view.pace.steps > 1:
-                row["tokens_per_second"] = self._view.pace.tokens_per_second()
-            self._log.append(self.step, row)
-        self._counts, self._notes, self._own_notes = {}, {}, {}
-        self._read, self._positions = 0, 0
+        self._log.finish_step(self.step, self._record.sums(), objective)
         best, asked = self._checkpoints.is_best(), self._asked_to_leave()
         every = self.config.save_every
         if asked or best or self.step == self.total or (every and self.step % every == 0):
             self._checkpoints.save(self.step)
         self._checkpoints.finish_step()
         if asked:
-            self._view.say(
+            self._log.say(
                 f"{asked}: saved step {self.step}, leaving; the same command with --resume goes on from there"
             )
             self.close()
             raise SystemExit(EXIT_STATUS)
-
-    def _means(self, objective: Objective) -> dict[str, float]:
-        """What the step's losses are over all ranks, each per token or sequence of its own window."""
-        sums = {name: float(self.over_ranks(total)) for name, total in self._record.sums().items()}
-        named = {name for names in self._counts for name in names}
-        means: dict[str, float] = {}
-        for names, counts in self._counts.items():
-            about = {name: total for name, total in sums.items() if name in (names or sums.keys() - named)}
-            means |= objective.means(about, counts)
-        return means
 
     def _keep_step(self) -> Path:
         return self._checkpoints.keep_step(self.step, self._record, self._random_state)
@@ -323,7 +277,7 @@ class Run:
         broken = not (math.isfinite(norm) and self._record.is_finite())
         if not self._on_any_rank(broken):
             return True
-        self._view.say(f"warning: {self._guard.refuse(whose, norm, self.step)}")
+        self._log.say(f"warning: {self._guard.refuse(whose, norm, self.step)}")
         return False
 
     def _asked_to_leave(self) -> str | None:

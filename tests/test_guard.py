@@ -139,7 +139,7 @@ def test_a_step_that_is_left_out_changes_nothing_but_the_log(material, tmp_path,
     def clear(run, optimizers):
         for module in run._checkpoints.modules.values():
             module.zero_grad()
-        run._notes["gradient_norm"] = 0.0
+        run._log.notes["gradient_norm"] = 0.0
 
     monkeypatch.setattr(Run, "update", lambda run: clear(run, 0) if run.step == 3 else update(run))
     monkeypatch.setattr(Run, "update_replicated", lambda run, name: None if run.step == 3 else replicated(run, name))

@@ -66,6 +66,7 @@ LAYERS = {
     "loggers": {"errors"}, "logs": {"loggers", "machine"}, "response_cache": {"errors", "files"}, "endpoint_config": {"errors"},
     "endpoint": {"errors", "data", "logs", "endpoint_config", "response_cache", "evaluation", "teacher_text"},
     "teacher_text": {"errors", "data", "evaluation", "logs", "run_config", "teachers"},
+    "step_log": {"types", "adversarial", "loggers", "logs", "objective"},
     "checkpoint": {"errors", "files", "sharding"},
     "config_file": {"errors", "flags"}, "cli": {"errors", "config_file"},
     "recipe_files": {"errors"}, "list_recipes": {"recipe_files"}, "copy_recipe": {"errors", "recipe_files"},
