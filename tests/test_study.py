@@ -173,6 +173,9 @@ def test_given_models_take_the_place_of_mini_ones(tmp_path):
     module.main(config)
     found = json.loads((config.output_dir / "results.json").read_text())["entries"]
     assert found.keys() == {"teacher", "student", "sft", "reverse_kl"}
+    # One learning rate: no run is made to choose it.
+    assert sorted(path.name for path in (config.output_dir / "runs").glob("*/*")) == ["lr-0.001-seed-1"] * 2
+    assert found["sft"]["learning_rate"] == 1e-3
     assert found["teacher"]["measures"]["reverse_kl"]["estimate"] == pytest.approx(0, abs=1e-5)
     assert (
         found["reverse_kl"]["measures"]["reverse_kl"]["estimate"]

@@ -36,7 +36,7 @@ class Config:
     batch_size: int = 16
     """Sequences per update."""
     learning_rates: tuple[float, ...] = LEARNING_RATES
-    """Peak learning rates that are tried for every headline method."""
+    """Peak learning rates that are tried for every headline method; a single one is taken without trying."""
     tune_ablations: bool = False
     """Try them for every variant of GAKD too; else these take GAKD's, so that one thing changes."""
     sampling_seeds: tuple[int, ...] = (10, 20, 30, 40, 50)

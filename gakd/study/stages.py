@@ -47,7 +47,8 @@ class Study:
         self.failed: list[Job] = []
         reported = sum(method.cost * self._seeds(method) for method in self.methods)
         self.tuned = [method for method in self.methods if self._is_tuned(method)]
-        tuned = sum(method.cost for method in self.tuned) * len(config.learning_rates)
+        self._tried = config.learning_rates if len(config.learning_rates) > 1 else ()  # one rate needs no choice
+        tuned = sum(method.cost for method in self.tuned) * len(self._tried)
         trained = TEACHER_COST if config.world.teacher is None else 0.0
         self._total = trained + STUDENT_COST + tuned + reported
         self._done, self._before, self._started, self._said = 0.0, 0.0, time.monotonic(), 0.0
@@ -103,11 +104,11 @@ class Study:
                 raise RunError(f"the teacher could not be cached, see {path}; the same command goes on from there")
 
     def tune(self) -> dict[str, dict[float, float]]:
-        """Validation ROUGE-L of each method at each learning rate."""
+        """Validation ROUGE-L of each method at each learning rate; nothing where there is one rate."""
         jobs = {
             (method.name, rate): self._job(method, rate, TUNING_SEED, self.valid)
             for method in self.tuned
-            for rate in self.config.learning_rates
+            for rate in self._tried
         }
         self._run("learning rates", list(jobs.values()))
         tried: dict[str, dict[float, float]] = {method.name: {} for method in self.tuned}
@@ -116,11 +117,14 @@ class Study:
                 tried[name][rate] = fmean(read_scores(job.scores)["rouge_l"]["sums"])
         return {name: own for name, own in tried.items() if own}
 
-    def compare(self, rates: dict[str, float]) -> Results:
-        """The runs that are reported; a method without a rate of its own takes that of what it varies.
+    def compare(self, tried: dict[str, dict[float, float]]) -> Results:
+        """The runs that are reported, at the best rate tried; a method that is not tuned takes that of what it varies.
 
         A search has a folder of its own.
         """
+        rates = {name: max(own, key=own.__getitem__) for name, own in tried.items()}
+        if not self._tried:
+            rates = {method.name: self.config.learning_rates[0] for method in self.tuned}
         searched, folder = self.config.search, SEARCH if self.config.search else RUNS
         write_teacher_text(self.reported)
         own = {

@@ -48,7 +48,7 @@ def main(config: Config) -> None:
         study = Study(config, RECIPES, progress)
         study.make_world()
         tried = study.tune()
-        results = study.compare({name: max(own, key=own.__getitem__) for name, own in tried.items()})
+        results = study.compare(tried)
     folder = config.output_dir / SEARCH if config.search else config.output_dir
     write_report(folder, results, tried, config, study.reported)
     console.print(summary(results))
