@@ -92,3 +92,12 @@ def test_the_whole_harvest_is_large_clean_and_deterministic(tmp_path, monkeypatc
     assert len(records) > 15_000
     assert sum(len(record["output"]) for record in records) > 8e6
     assert not any(" at 0x" in record["output"] + record["instruction"] for record in records)
+
+
+def test_what_other_packages_must_be_there_for_is_left_out():
+    """pytest and tensorboard are there where tests run, and not where the demo alone is installed."""
+    for module in ("pandas.util._test_decorators", "torch.utils.tensorboard"):
+        assert importlib.util.find_spec(module)
+    names = [record["name"] for record in harvest(["pandas.util", "torch.utils"])]
+    assert {name.split(".")[0] for name in names} == {"pandas", "torch"}
+    assert not any("_test_decorators" in name or "tensorboard" in name for name in names)
