@@ -17,6 +17,7 @@ LENGTHS = ("rouge_l/short", "rouge_l/medium", "rouge_l/long", "own_reverse_kl/lo
 KINDS = {
     "values": ("measures", HEADLINE),
     "differences": ("differences", HEADLINE),
+    "ablations": ("differences", HEADLINE),
     "lengths": ("differences", LENGTHS),
     "adversary": ("adversary_alone", HEADLINE),
 }
@@ -24,14 +25,19 @@ BLOCK = re.compile(r"<!-- table (\S+) of (\S+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
 def table(kind: str, study: str) -> str:
-    """`values`, `differences`, `lengths` or `adversary` of `docs/results/STUDY.json`."""
-    entries = json.loads((NUMBERS / f"{study}.json").read_text())["entries"]
+    """`values`, `differences`, `lengths`, `ablations` or `adversary` of `docs/results/STUDY.json`.
+
+    Ablations are the methods that have run with fewer seeds than the reference; differences and lengths leave them out.
+    """
+    found = json.loads((NUMBERS / f"{study}.json").read_text())
+    entries, seeds = found["entries"], len(found["entries"][found["reference"]]["seeds"])
     part, names = KINDS[kind]
     known = {measure.name: measure for measure in ALL}
     write = plus_minus if kind == "values" else marked
     rows = []
     for entry in entries.values():
-        if part in entry:
+        shown = kind in ("values", "adversary") or (len(entry["seeds"]) < seeds) == (kind == "ablations")
+        if part in entry and shown:
             label = (
                 f"{entry['label']} − {entries[entry['control']]['label']}" if kind == "adversary" else entry["label"]
             )

@@ -17,7 +17,8 @@ def test_a_table_has_a_row_a_method_and_marks_what_excludes_zero():
     study = BLOCK.search(PAGE.read_text())[2]
     entries = json.loads((NUMBERS / f"{study}.json").read_text())["entries"]
     compared = {entry["label"]: entry["differences"] for entry in entries.values() if "differences" in entry}
-    rows = {row.split(" | ")[0].strip("| "): row for row in table("differences", study).splitlines()[2:]}
+    lines = [line for kind in ("differences", "ablations") for line in table(kind, study).splitlines()[2:]]
+    rows = {row.split(" | ")[0].strip("| "): row for row in lines}
     assert rows.keys() == compared.keys()
     for label, differences in compared.items():
         interval = differences["rouge_l"]
