@@ -12,7 +12,7 @@ from gakd.study.flag_sets import FlagSets, share
 
 REFERENCE = "reverse_kl"  # the method that all others are compared with: GAKD without its adversary
 VARIED = "gakd"  # the method that the rows which are no headlines change one thing of
-LEARNING_RATES = (1e-3, 3e-3, 1e-2)
+LEARNING_RATES = (3e-4, 1e-3, 3e-3, 1e-2)
 
 
 class Method(NamedTuple):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import median
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -43,8 +44,8 @@ def _forest(results: Results, measures: Sequence[Measure], columns: int, path: P
 
 def _panel(axes: Axes, results: Results, measure: Measure) -> None:
     entries = results.compared
-    for position, entry in enumerate(entries):
-        found = results.difference(entry, measure.name)
+    intervals = [results.difference(entry, measure.name) for entry in entries]
+    for position, found in enumerate(intervals):
         color = _UNCLEAR
         if found.excludes_zero:
             color = _CLEAR
@@ -53,6 +54,12 @@ def _panel(axes: Axes, results: Results, measure: Measure) -> None:
         axes.plot([found.low, found.high], [position, position], color=color, linewidth=1.6, solid_capstyle="butt")
         axes.plot([found.estimate], [position], color=color, marker="o", markersize=4)
     axes.axvline(0, color="0.3", linewidth=0.8)
+    # A method whose seeds disagree must not flatten all others: its line leaves the panel.
+    reach = 3 * median((found.high - found.low) / 2 for found in intervals)
+    lows = [max(found.low, found.estimate - reach) for found in intervals]
+    highs = [min(found.high, found.estimate + reach) for found in intervals]
+    margin = 0.2 * reach or 1.0
+    axes.set_xlim(min(0.0, *lows) - margin, max(0.0, *highs) + margin)
     axes.set_yticks(range(len(entries)), [entry.label for entry in entries], fontsize=8)
     axes.set_ylim(len(entries) - 0.5, -0.5)
     axes.set_title(measure.title, fontsize=9, loc="left")

@@ -78,6 +78,7 @@ class Study:
         student = Job("student", None, (), self.world.folder / "student", cost=STUDENT_COST)
         if config.student_epochs > 0:
             student = self._training("student", STUDENT_COST)
+        self._show("world: the teacher's text", self._done, self.world.teacher)
         write_teacher_text(self.test)
         self._run(
             "world: student", [teacher._replace(scoring=self.test, cost=0.0), student._replace(scoring=self.test)]

@@ -125,11 +125,12 @@ def _learning_rates(results: Results, tried: dict[str, dict[float, float]]) -> s
     for entry in results.entries:
         own = tried.get(entry.name, {})  # what is not there took the rate of the method that it varies
         cells = [f"{own[rate]:.2f}" if rate in own else "" for rate in rates]
-        marked = [
-            f"**{cell}**" if rate == entry.learning_rate else cell for rate, cell in zip(rates, cells, strict=True)
+        bold = [
+            f"**{cell}**" if cell and rate == entry.learning_rate else cell
+            for rate, cell in zip(rates, cells, strict=True)
         ]
         note = "at the edge" if own and entry.learning_rate in (rates[0], rates[-1]) else ""
-        rows.append([entry.label, *marked, f"{entry.learning_rate:g}", note])
+        rows.append([entry.label, *bold, f"{entry.learning_rate:g}", note])
     return markdown(["method", *(f"{rate:g}" for rate in rates), "taken", ""], rows)
 
 
