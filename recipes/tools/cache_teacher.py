@@ -86,9 +86,7 @@ def teacher_files(config: Config) -> dict[str, dict[str, Any]]:
         files = model_files(config.teacher, known)
     folder = local_folder(config.teacher)
     if folder is None or not files or (folder / "adapter_config.json").exists():
-        raise ModelError(
-            f"{config.teacher} has no whole weights of its own: merge its adapters and give the merged folder"
-        )
+        raise ModelError(f"{config.teacher} has no whole weights: merge its adapters and give the merged folder")
     return files
 
 
@@ -114,17 +112,16 @@ def fill(
         lengths = [len(example.response_ids) for example in of_shard]
         writer.write_shard(name, [example.key for example in of_shard], lengths, torch.cat(hidden))
     view.close()
-    sequences = [example for batch in batches for example in batch]
-    writer.finish(len(sequences), sum(len(example.response_ids) for example in sequences))
+    writer.finish(sum(map(len, batches)), sum(len(example.response_ids) for batch in batches for example in batch))
 
 
 def report(writer: CacheWriter, config: Config) -> None:
     manifest = writer.manifest
-    width = DTYPES[manifest["settings"]["dtype"]].itemsize
+    row = manifest["width"] * DTYPES[manifest["settings"]["dtype"]].itemsize
     size = sum(entry["bytes"] for entry in manifest["files"].values())
     print(
         f"{config.output}: {manifest['sequences']:,} sequences, {manifest['rows']:,} supervised tokens, {size / 1e9:.2f} GB\n"
-        f"{config.teacher}: {manifest['width'] * width:,} bytes per token, exact; top-k schemes 114 to 300, truncated; "
+        f"{config.teacher}: {row:,} bytes per token, exact; top-k schemes 114 to 300, truncated; "
         f"full bfloat16 logits {2 * manifest['head']['vocabulary']:,}"
     )
 
