@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -57,3 +58,12 @@ class RunConfig:
     """Row-wise part of the token losses; auto: compiled on a GPU, else eager. Compiling takes a minute of the first step."""
     precision: Literal["auto", "32-true", "bf16-mixed", "bf16-true"] = "auto"
     """auto: bf16-mixed on a GPU, 32-true on a CPU."""
+
+
+def learning_rate_at(config: RunConfig, step: int, total: int) -> float:
+    """Of a step, from 0, of `total`: linear warm-up, then half a cosine down to `min_learning_rate` at the last one."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    progress = (step - config.warmup_steps) / max(total - config.warmup_steps - 1, 1)
+    low = min(config.min_learning_rate, config.learning_rate)
+    return low + (config.learning_rate - low) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2

@@ -26,7 +26,7 @@ from gakd.launch import launch
 from gakd.objective import Counts, Objective
 from gakd.preflight import check_run
 from gakd.run_checkpoints import RunCheckpoints
-from gakd.run_config import RunConfig
+from gakd.run_config import RunConfig, learning_rate_at
 from gakd.run_folder import claim
 from gakd.sharding import whole
 from gakd.step_log import StepLog
@@ -160,11 +160,7 @@ class Run:
         with log, Interruptions() as self._interruptions:
             while self.step < self.total:
                 groups = split_window(
-                    windows.at(self.step),
-                    lengths,
-                    config.micro_batch_size,
-                    self.fabric.global_rank,
-                    self.fabric.world_size,
+                    windows.at(self.step), lengths, config.micro_batch_size, self.rank, self.fabric.world_size
                 )
                 chosen = [[examples[i] for i in group] for group in groups]
                 window = [collate(group, data.pad_token_id).to(self.device) for group in chosen]
@@ -205,7 +201,7 @@ class Run:
 
     def update(self) -> None:
         """Clip, step and clear the student; where a loss or the gradient is not finite, what `--on-nonfinite` says."""
-        rate = self.learning_rate(self.step)
+        rate = learning_rate_at(self.config, self.step, self.total)
         for group in self._student_optimizer.param_groups:
             group["lr"] = rate
         clipped = self.fabric.clip_gradients(
@@ -289,15 +285,6 @@ class Run:
         return (
             bool(self.over_ranks(torch.tensor(float(own), device=self.device))) if self.fabric.world_size > 1 else own
         )
-
-    def learning_rate(self, step: int) -> float:
-        """Linear warm-up, then half a cosine down to `min_learning_rate` at the last step."""
-        config = self.config
-        if step < config.warmup_steps:
-            return config.learning_rate * (step + 1) / config.warmup_steps
-        progress = (step - config.warmup_steps) / max(self.total - config.warmup_steps - 1, 1)
-        low = min(config.min_learning_rate, config.learning_rate)
-        return low + (config.learning_rate - low) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
 
     def close(self) -> None:
         """Leave the process group in order."""
