@@ -5,19 +5,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-import importlib.util
 import operator
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from gakd.command import SUBCOMMANDS
-from gakd.recipe_files import recipes, tools
+from gakd.recipe_files import load_recipe, recipes, tools
 
 # Where tyro has nothing to offer, and where it offers files, bash offers files itself, which knows folders and spaces.
 _BASH = """\
@@ -60,7 +56,7 @@ def _subcommands() -> Iterator[Any]:
         if name == "cp":
             kind = _one_of(_named(recipe, _NoFlags) for recipe in files)
         elif name == "run":
-            modules = {recipe: _load(path) for recipe, path in files.items()}
+            modules = {recipe: load_recipe(path) for recipe, path in files.items()}
             kind = _one_of(
                 _named(recipe, module.Config, vars(module).get("PAPER")) for recipe, module in modules.items()
             )
@@ -75,13 +71,3 @@ def _named(name: str, kind: Any, default: Any = None) -> Any:
 
 def _one_of(kinds: Iterator[Any]) -> Any:
     return functools.reduce(operator.or_, kinds)
-
-
-def _load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"completed_{path.stem}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # where dataclasses look their annotations up
-    spec.loader.exec_module(module)
-    return module

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 import difflib
+import importlib.util
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 from gakd.errors import InputError
@@ -45,6 +48,17 @@ def find(name: str) -> Path:
             return path
     close = difflib.get_close_matches(wanted, [*known, *(path.stem for path in known.values())], 1)
     raise InputError(f"no recipe {name!r}{f', did you mean {close[0]!r}?' if close else ''}: `gakd ls` lists them")
+
+
+def load_recipe(path: Path) -> ModuleType:
+    """A recipe or tool as a module: they are no package. InputError where there is no such file."""
+    spec = importlib.util.spec_from_file_location(f"gakd_recipe_{path.stem}", path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise InputError(f"no recipe at {path}: give a recipe's file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses looks its annotations up there
+    spec.loader.exec_module(module)
+    return module
 
 
 def entry(path: Path) -> Entry:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 import os
 import random
@@ -20,6 +19,7 @@ from safetensors.torch import load_file
 
 from gakd import flags
 from gakd.cli import parse
+from gakd.recipe_files import load_recipe
 from tests import tiny
 from tests.recipe_table import RECIPES, ROOT
 
@@ -69,13 +69,7 @@ def flags_of(config: Any) -> list[str]:
 
 
 def module_of(recipe: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"recipe_{recipe}", RECIPES[recipe])
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return load_recipe(RECIPES[recipe])
 
 
 def run_here(recipe: str, *flags: str) -> None:

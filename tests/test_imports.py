@@ -77,7 +77,7 @@ LAYERS = {
     "doctor": {"cache", "machine"}, "command": {"cli"}, "completion": {"command", "recipe_files"},
     "report": {"errors", "files", "adversarial", "evaluation", "report"},
     "study": {"types", "cli", "errors", "files", "machine", "data", "divergences", "evaluation", "export", "fused", "models"}
-    | {"study"},
+    | {"recipe_files", "study"},
     "planning": {"types", "errors", "flags", "model_names", "models", "adversarial", "chunks", "discriminators", "divergences"}
     | {"games", "kernel", "objective", "readouts", "planning"},
 }  # fmt: skip

@@ -13,17 +13,17 @@ from transformers import AutoModelForCausalLM
 
 from gakd.errors import InputError, RunError
 from gakd.models import load_tokenizer
+from gakd.recipe_files import load_recipe
 from gakd.study import runs, stages
 from gakd.study.knobs import knobs
 from gakd.study.results import MEASURES
-from gakd.study.runs import recipe_module
 from gakd.study.world import World, WorldConfig, make_material
 from tests.recipe_runs import make_material as make_recipe_material
 from tests.recipe_table import ROOT
 
 
 def tool() -> ModuleType:
-    return recipe_module(ROOT / "recipes" / "tools" / "study.py")
+    return load_recipe(ROOT / "recipes" / "tools" / "study.py")
 
 
 @pytest.fixture(scope="module")

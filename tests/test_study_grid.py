@@ -8,9 +8,9 @@ import pytest
 
 from gakd.cli import parse
 from gakd.errors import InputError
+from gakd.recipe_files import load_recipe
 from gakd.study.grid import REFERENCE, chosen, methods
 from gakd.study.knobs import knobs
-from gakd.study.runs import recipe_module
 from tests.recipe_table import ROOT, TEMPLATE
 
 GRID = methods(300, 160, Path("world/student/student"))
@@ -19,7 +19,7 @@ COMMON = ["--student", "world/student/student", "--teacher", "world/teacher/stud
 
 
 def parsed(method):
-    module = recipe_module(ROOT / "recipes" / method.recipe)
+    module = load_recipe(ROOT / "recipes" / method.recipe)
     return parse(module.PAPER, module.DEMO, module.__doc__, [*COMMON, *method.flags])
 
 

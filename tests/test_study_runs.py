@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from gakd.errors import InputError
+from gakd.recipe_files import load_recipe
 from gakd.study import runs
 from gakd.study.runs import Job, cost_of, run_all
 
@@ -115,4 +116,4 @@ def test_progress_follows_the_metrics(recipe):
 
 def test_a_missing_recipe_is_named(tmp_path):
     with pytest.raises(InputError, match=r"no recipe at .*nothing\.py"):
-        runs.recipe_module(tmp_path / "nothing.py")
+        load_recipe(tmp_path / "nothing.py")

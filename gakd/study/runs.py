@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import multiprocessing
 import shutil
-import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -14,15 +12,14 @@ from contextlib import redirect_stderr, redirect_stdout
 from multiprocessing.context import ForkServerContext, SpawnContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
 
 from gakd.cli import parse
-from gakd.errors import InputError
 from gakd.files import write_json
 from gakd.machine import peak_memory
+from gakd.recipe_files import load_recipe
 from gakd.study.scoring import Scoring, score
 
 COST, LOG = "cost.json", "log.txt"
@@ -86,19 +83,8 @@ def execute(job: Job) -> None:
 
 def run_recipe(path: Path, flags: Sequence[str]) -> None:
     """What `python PATH FLAGS` does, in this process."""
-    module = recipe_module(path)
+    module = load_recipe(path)
     module.main(parse(module.PAPER, module.DEMO, module.__doc__, flags))
-
-
-def recipe_module(path: Path) -> ModuleType:
-    """A recipe by its file: recipes are no package."""
-    spec = importlib.util.spec_from_file_location(f"study_recipe_{path.stem}", path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise InputError(f"no recipe at {path}: the study runs those of its own repository")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses looks its annotations up there
-    spec.loader.exec_module(module)
-    return module
 
 
 def run_all(jobs: Sequence[Job], workers: int, on_progress: Callable[[float, str], None]) -> list[Job]:
