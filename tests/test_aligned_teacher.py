@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import copy
 import csv
-import importlib.util
 import json
 import random
-import sys
 from pathlib import Path
 
 import pytest
@@ -36,6 +34,7 @@ from gakd.data.alignment import align
 from gakd.model_names import ModelError
 from gakd.models import ModelConfig
 from gakd.objective import Coefficients, Counts, Objective
+from gakd.recipe_files import load_recipe
 from tests import tiny
 from tests.test_alignment import CORPUS, byte_level
 from tests.test_distiller import WaitWatch, assert_same
@@ -244,13 +243,7 @@ def run(families, tmp_path):
     """Runs a recipe on the two families; gives its output folder."""
 
     def run(recipe: str, *flags: str) -> Path:
-        path = ROOT / "recipes" / "baselines" / f"{recipe}.py"
-        spec = importlib.util.spec_from_file_location(f"recipe_{recipe}", path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # where dataclasses look their annotations up
-        spec.loader.exec_module(module)
+        module = load_recipe(ROOT / "recipes" / "baselines" / f"{recipe}.py")
         arguments = [
             "--student", str(families / "student"), "--teacher", str(families / "teacher"),
             "--dataset", str(families / "data"), "--output-dir", str(tmp_path / "run"), "--student-layers", "2",
