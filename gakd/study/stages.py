@@ -51,7 +51,8 @@ class Study:
         tuned = sum(method.cost for method in self.tuned) * len(self._tried)
         trained = TEACHER_COST if config.world.teacher is None else 0.0
         self._total = trained + STUDENT_COST + tuned + reported
-        self._done, self._before, self._started, self._said = 0.0, 0.0, time.monotonic(), 0.0
+        self._done, self._before, self._started = 0.0, 0.0, time.monotonic()
+        self._said, self._stage = 0.0, ""
         self._task = progress.add_task("", total=self._total, left="", running="")
 
     def _methods(self) -> list[Method]:
@@ -208,6 +209,8 @@ class Study:
         new, now = done - self._before, time.monotonic()
         left = "" if new <= 0 else f"{timedelta(seconds=int((self._total - done) * (now - self._started) / new))} left"
         self.progress.update(self._task, completed=done, description=stage, left=left, running=running)
-        if not self.progress.console.is_terminal and now - self._said > SECONDS_BETWEEN_LINES:
-            self._said = now
-            print(f"{stage}: {done / self._total:.0%} of all, {left}, running {running}", flush=True)
+        due = stage != self._stage or now - self._said > SECONDS_BETWEEN_LINES
+        if not self.progress.console.is_terminal and due:
+            self._said, self._stage = now, stage
+            said = (f"{done / self._total:.0%} of all", left, running and f"running {running}")
+            print(f"{stage}: {', '.join(part for part in said if part)}", flush=True)
