@@ -62,6 +62,10 @@ def methods(steps: int, longest_response: int, student: Path) -> tuple[Method, .
             "gakd_probabilities_alone", "GAKD, probabilities, no CE", "ablations/gakd_probabilities.py",
             (*of_probabilities, *alone), True, 2.4, control="reverse_kl_alone",
         ),
+        Method(
+            "gakd_late_alone", "GAKD, last fifth, no CE", "gakd.py", (*flags.late, *alone, *share(0.1)), True, 1.3,
+            control="reverse_kl_alone",
+        ),
         Method("gakd_weight_0.02", "GAKD, weight 0.02", "gakd.py", (*game, "--adversarial-weight", "0.02"), False, 2),
         Method("gakd_weight_0.5", "GAKD, weight 0.5", "gakd.py", (*game, "--adversarial-weight", "0.5"), False, 2),
         Method("gakd_late", "GAKD, last fifth only", "gakd.py", flags.late, False, 1.3),
