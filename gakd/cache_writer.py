@@ -43,7 +43,8 @@ class CacheWriter:
             self._refuse_other(wanted)
             self._verify()
             return
-        if self.folder.exists() and any(self.folder.iterdir()):
+        # What a kill within the first save has left is named `.NAME.tmp`.
+        if self.folder.exists() and any(not path.name.startswith(".") for path in self.folder.iterdir()):
             raise CacheError(f"{folder} holds files but no {MANIFEST}: give an empty or a new folder")
         self.folder.mkdir(parents=True, exist_ok=True)
         files = {name: dict(entry) for name, entry in teacher_files.items()}

@@ -82,7 +82,9 @@ def save(
             sync(path)
         if final.exists() and damage(final):
             _remove(final)
-        if not final.exists():  # a good checkpoint is never replaced
+        if final.exists():  # a good checkpoint is never replaced
+            shutil.rmtree(scratch)
+        else:
             scratch.rename(final)
         sync(folder)
         kept = {*_steps(folder)[:keep], best(folder)}
@@ -117,6 +119,19 @@ def newest(folder: Path) -> Path | None:
             return path
         warnings.warn(f"checkpoint {path} is damaged ({reason}): trying the one before it", stacklevel=2)
     return None
+
+
+def set_damaged_aside(folder: Path, good: Path | None) -> None:
+    """Rename what is newer than `good`, the newest good checkpoint, to `step-N.damaged`.
+
+    Under its name it would count as one of the newest that are kept, in the place of a good one that is saved after it.
+    """
+    for path in _steps(folder):
+        if path == good:
+            return
+        aside = path.with_name(f"{path.name}.damaged")
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
 
 
 def load(

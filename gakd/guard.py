@@ -24,10 +24,11 @@ class Guard:
         self.action, self.record, self.keep = action, record, keep
         self._last, self._in_a_row = -1, 0
 
-    def refuse(self, whose: str, norm: float, step: int) -> str:
+    def refuse(self, whose: str, norm: float, step: int, updates: int) -> str:
         """What to say of a step that is left out. RunError where the run is to stop, or has left out too many in a row.
 
-        `norm` is that of the gradient of `whose` weights, which have not been changed.
+        `norm` is that of the gradient of `whose` weights, which this update has not changed; `updates` that the step made before
+        it have, of these weights or others.
         """
         if step != self._last:
             self._in_a_row = self._in_a_row + 1 if step == self._last + 1 else 1
@@ -36,16 +37,25 @@ class Guard:
         happened = f"step {step}: {'; '.join(findings)}; the {whose}'s gradient norm is {norm}"
         if self.action == "skip" and self._in_a_row <= MOST_IN_A_ROW:
             return f"{happened}: the {whose} is not updated"
-        kept = self.keep()
         if self.action == "skip":
             happened = f"{happened}, after {MOST_IN_A_ROW} steps in a row that were left out"
             remedy = "lower --learning-rate or the term's weight"
         else:
             remedy = "lower --learning-rate or the term's weight, or leave such steps out with --on-nonfinite skip"
-        raise RunError(
-            f"{happened}. The {whose} was not updated; {kept} holds the weights before this step, its micro-batches and its "
-            f"random state: moved to checkpoints/{kept.name}, --resume runs it again. Earlier checkpoints are intact; {remedy}"
-        )
+        try:
+            kept = self.keep()
+        except RunError as error:  # what has happened is not to be lost for want of room
+            saved = f"the step could not be kept ({str(error).partition(';')[0]})"
+        else:
+            if updates:
+                holds, use = (
+                    f"after {updates} of this step's updates",
+                    "not to be resumed from, which would make them twice",
+                )
+            else:
+                holds, use = "before this step", f"moved to checkpoints/{kept.name}, --resume runs it again"
+            saved = f"{kept} holds the weights {holds}, its micro-batches and its random state: {use}"
+        raise RunError(f"{happened}. The {whose} was not updated; {saved}. Earlier checkpoints are intact; {remedy}")
 
 
 def _of_all_ranks(findings: list[str]) -> list[str]:

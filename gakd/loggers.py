@@ -42,7 +42,7 @@ class _TensorBoard:
     def __init__(self, folder: Path, resume_at: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(folder / "tensorboard", purge_step=resume_at + 1 if resume_at else None)
+        self._writer = SummaryWriter(folder / "tensorboard", purge_step=resume_at + 1)
 
     def log(self, step: int, values: dict[str, float]) -> None:
         for name, value in values.items():

@@ -19,7 +19,8 @@ from typing import Any, Literal
 import torch
 from torch import distributed
 
-from gakd.samplers import Sample, Sampler, seed_of
+from gakd.samplers import Sample, Sampler
+from gakd.seeds import seed_of
 from gakd.weights import Weight, weight_at
 
 Schedule = Literal["decreasing", "constant", "increasing"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,6 +43,9 @@ class RunCheckpoints:
     def resume(self) -> int | None:
         """Restore the newest good checkpoint and return its step; None where there is none."""
         path = checkpoint.newest(self.folder)
+        self.fabric.barrier()  # until all ranks have looked
+        if self.fabric.is_global_zero:
+            checkpoint.set_damaged_aside(self.folder, path)
         if path is None:
             return None
         return checkpoint.load(self.fabric, path, self.modules, self.optimizers, self.states)
@@ -62,9 +66,15 @@ class RunCheckpoints:
         self._score = None
 
     def keep_step(self, step: int, record: StepRecord, random_state: dict[str, Any]) -> Path:
-        """What is needed to run a step again, as a checkpoint; apart from those that a run resumes from."""
+        """What is needed to run a step again, as a checkpoint; apart from those that a run resumes from.
+
+        It replaces what an earlier break has left: of several, only this one is what the error tells of.
+        """
+        folder = self.folder.with_name("nonfinite")
+        if self.fabric.is_global_zero and folder.exists():
+            shutil.rmtree(folder)
         states = self.states | {"micro_batches": record}
-        return self._write(self.folder.with_name("nonfinite"), step, states, keep=1, random_state=random_state)
+        return self._write(folder, step, states, keep=1, random_state=random_state)
 
     def finish_run(self) -> None:
         """Bring back the best student where that is the one to export."""

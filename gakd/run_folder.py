@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import fcntl
 import json
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -15,40 +18,64 @@ from gakd.errors import InputError
 _FREE_TO_CHANGE = {"resume", "output_dir", "keep_checkpoints", "save_every", "log_to", "export", "on_nonfinite"}
 
 
-def claim(fabric: Fabric, folder: Path, recipe_config: Any, resume: bool) -> None:
+def claim(fabric: Fabric, folder: Path, recipe_config: Any, resume: bool) -> TextIOWrapper | None:
     """Write the resolved configuration to `folder/config.json`, on rank 0; every rank calls it.
 
+    What is returned keeps other processes out as long as it is open: to the end of the process, however that comes.
+
     Raises InputError on every rank where the folder holds a run and `resume` is off, where it holds one with other
-    settings, naming those that differ, and where nothing can be written.
+    settings, naming those that differ, where another process is at work in it, and where nothing can be written.
     """
     wanted = json.loads(json.dumps(dataclasses.asdict(recipe_config), default=str))
-    error = fabric.broadcast(_refusal(folder, wanted, resume) if fabric.is_global_zero else None)
+    error, lock = _refusal(folder, wanted, resume) if fabric.is_global_zero else (None, None)
+    error = fabric.broadcast(error)
     if error:
+        if lock is not None:
+            lock.close()
         raise InputError(error)
+    return lock
 
 
-def _refusal(folder: Path, wanted: dict[str, Any], resume: bool) -> str | None:
+def _refusal(folder: Path, wanted: dict[str, Any], resume: bool) -> tuple[str | None, TextIOWrapper | None]:
     """Claims the folder, or says why not."""
-    path = folder / "config.json"
+    path, lock = folder / "config.json", None
     try:
         str(folder).encode()  # what is written later is named in UTF-8
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("a")
         # A run that was refused before its first result has left a configuration and nothing to lose.
         begun = any((folder / name).exists() for name in ("before.json", "metrics.csv", "checkpoints"))
+        before = json.loads(path.read_text()) if begun and path.exists() else {}
+        if not _is_free(lock):
+            return f"another process is at work in {folder}: wait for it or end it, or give another --output-dir", lock
         if not begun:
-            folder.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(wanted, indent=2))
-            return None
-        before = json.loads(path.read_text()) if path.exists() else {}
+            return None, lock
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error).partition(":")[0]
         shown = ascii(str(folder))
         shown = shown if len(shown) <= 200 else f"{shown[:197]}..."
-        return f"cannot use {shown} as --output-dir: {reason}; give a folder that can be written to"
+        return f"cannot use {shown} as --output-dir: {reason}; give a folder that can be written to", lock
     if not resume:
-        return f"{folder} holds another run: add --resume to continue it, or give another --output-dir"
+        return f"{folder} holds another run: add --resume to continue it, or give another --output-dir", lock
     if changed := _differences(before, wanted):
-        return f"{folder} was run with other settings: {'; '.join(changed)}. Use the same, or another --output-dir"
-    return None
+        return (
+            f"{folder} was run with other settings: {'; '.join(changed)}. Use the same, or another --output-dir",
+            lock,
+        )
+    return None, lock
+
+
+def _is_free(lock: TextIOWrapper) -> bool:
+    """Whether no other process holds the lock, which this one then has; True where the file system knows no locks.
+
+    A job that is started again while the first still saves would mix its rows with the first's, and clear away its files.
+    """
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in (errno.EACCES, errno.EAGAIN)
+    return True
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:

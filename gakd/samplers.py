@@ -21,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 
 from gakd.data import Example, Row, collate
 from gakd.evaluation.generation import Sampling, generate, special_ids
+from gakd.seeds import seed_of
 from gakd.types import Batch
 from gakd.weights import Weight, weight_at
 
@@ -139,8 +140,3 @@ class Mixture:
             if places:
                 mixed |= zip(places, sampler([samples[place] for place in places], step), strict=True)
         return [mixed[place] for place in range(len(samples))]
-
-
-def seed_of(seed: int, step: int) -> int:
-    """A seed for each step: what it draws does not depend on where a run was interrupted."""
-    return (seed << 32) + step

@@ -12,13 +12,14 @@ from transformers import PreTrainedTokenizerBase
 
 from gakd.data import Data, DataConfig, DataError, Example
 from gakd.data.prompts import encode_prompts
-from gakd.data.rows import row_from
+from gakd.data.rows import record_of, row_from
 from gakd.errors import InputError
 from gakd.evaluation import Generation, ResumableRows, Sampling, decode, generate
 from gakd.evaluation.generation import special_ids
 from gakd.evaluation.held_out import spread
 from gakd.logs import ProgressView
 from gakd.run_config import RunConfig
+from gakd.seeds import seed_of
 from gakd.teachers import CachedTeacher, LocalTeacher
 
 
@@ -110,7 +111,7 @@ def write_responses(
     view = ProgressView(len(batches), written.batches, shown=True)
     for index in range(written.batches, len(batches)):
         # A seed for each batch: what it draws does not depend on where a run was interrupted.
-        own = replace(sampling, seed=(sampling.seed << 32) + index)
+        own = replace(sampling, seed=seed_of(sampling.seed, index))
         generations = generate(model, tokenizer, [example.prompt_ids for example in batches[index]], own, batch_size)
         texts = decode(tokenizer, generations)
         batch = records(batches[index], texts, generations, drop_unfinished, token_ids)
@@ -134,11 +135,7 @@ def records(
     """
     found = []
     for example, text, generation in zip(examples, texts, generations, strict=True):
-        row = example.row
-        record: dict[str, Any] = {"instruction": row.instruction, "input": row.input, "output": text}
-        if row.history:
-            turns = [{"role": "user", "content": row.instruction}, {"role": "assistant", "content": text}]
-            record = {"messages": [*row.history, *turns]}
+        record = record_of(example.row._replace(responses=(text,)))
         try:
             row_from(record, "")
         except DataError:

@@ -28,6 +28,7 @@ from gakd.preflight import check_run
 from gakd.run_checkpoints import RunCheckpoints
 from gakd.run_config import RunConfig, learning_rate_at
 from gakd.run_folder import claim
+from gakd.seeds import seed_of
 from gakd.sharding import whole
 from gakd.step_log import StepLog
 from gakd.step_record import StepRecord
@@ -55,7 +56,7 @@ class Run:
         self._guard = Guard(config.on_nonfinite, self._record, self._keep_step)
         self._log = StepLog(self.fabric.world_size, self.device, self.over_ranks)
         self._recipe = Path(getattr(sys.modules.get(type(recipe_config).__module__), "__file__", None) or "").stem
-        claim(self.fabric, self.folder, recipe_config, config.resume)
+        self._lock = claim(self.fabric, self.folder, recipe_config, config.resume)  # open as long as the run is
 
     # ---- before the loop ----
 
@@ -85,6 +86,11 @@ class Run:
     def rank(self) -> int:
         """Of this process among all, from 0."""
         return self.fabric.global_rank
+
+    @property
+    def seed(self) -> int:
+        """Of what this rank draws for itself: no other rank draws it, nor any rank of a run with another seed."""
+        return seed_of(self.config.seed, self.rank)
 
     def main_first(self) -> Any:
         """A context in which rank 0 goes first: for what writes to a shared cache."""
@@ -123,7 +129,7 @@ class Run:
         """Continue from the newest checkpoint if `--resume` asks for it; else give each rank its own dropout."""
         step = self._checkpoints.resume() if self.config.resume else None
         if step is None:
-            torch.manual_seed(self.config.seed + self.fabric.global_rank)
+            torch.manual_seed(self.seed)
         else:
             self.step = step
 
@@ -165,7 +171,7 @@ class Run:
                 chosen = [[examples[i] for i in group] for group in groups]
                 window = [collate(group, data.pad_token_id).to(self.device) for group in chosen]
                 self._record.begin_step(window, [tuple(example.row.where for example in group) for group in chosen])
-                self._random_state = checkpoint.rng_state()
+                self._random_state, self._updates = checkpoint.rng_state(), 0
                 yield window
         self._checkpoints.finish_run()
 
@@ -210,6 +216,7 @@ class Run:
         norm = float(whole(cast(Tensor, clipped)))
         if self._is_finite("student", norm):
             self._student_optimizer.step()
+            self._updates += 1
         self._student_optimizer.zero_grad()
         self._log.notes |= {"gradient_norm": norm, "learning_rate": rate}
 
@@ -228,6 +235,7 @@ class Run:
             if clip is not None:
                 torch.nn.utils.clip_grads_with_norm_(module.parameters(), clip, total_norm)
             optimizer.step()
+            self._updates += 1
         optimizer.zero_grad()
         self._log.notes["discriminator_gradient_norm"] = norm
 
@@ -273,7 +281,7 @@ class Run:
         broken = not (math.isfinite(norm) and self._record.is_finite())
         if not self._on_any_rank(broken):
             return True
-        self._log.say(f"warning: {self._guard.refuse(whose, norm, self.step)}")
+        self._log.say(f"warning: {self._guard.refuse(whose, norm, self.step, self._updates)}")
         return False
 
     def _asked_to_leave(self) -> str | None:
@@ -287,8 +295,10 @@ class Run:
         )
 
     def close(self) -> None:
-        """Leave the process group in order."""
+        """Leave the process group in order, and the folder to others."""
         self.fabric.barrier()
+        if self._lock is not None:
+            self._lock.close()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 

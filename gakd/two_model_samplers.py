@@ -23,7 +23,8 @@ from transformers import PreTrainedTokenizerBase, TopPLogitsWarper
 from gakd.evaluation.generation import Sampling, check_prompts, left_padded, seeded, special_ids
 from gakd.evaluation.mode import device_of, evaluating
 from gakd.models import base_of
-from gakd.samplers import Sample, seed_of
+from gakd.samplers import Sample
+from gakd.seeds import seed_of
 from gakd.weights import Weight, weight_at
 
 

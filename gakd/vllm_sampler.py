@@ -29,7 +29,8 @@ from gakd.endpoint_config import EndpointConfig
 from gakd.errors import InputError
 from gakd.evaluation.generation import Sampling, check_prompts, special_ids
 from gakd.export import write_folder
-from gakd.samplers import Sample, seed_of
+from gakd.samplers import Sample
+from gakd.seeds import seed_of
 
 if TYPE_CHECKING:
     from openai import OpenAI

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -118,6 +119,29 @@ def test_a_damaged_checkpoint_is_passed_over_with_its_reason(fabric, tmp_path, d
         assert checkpoint.newest(tmp_path).name == "step-1"
 
 
+def test_a_damaged_checkpoint_that_is_set_aside_takes_no_good_ones_place(fabric, tmp_path):
+    def names() -> list[str]:
+        return sorted(path.name for path in tmp_path.iterdir())
+
+    def look() -> Path | None:
+        with pytest.warns(UserWarning, match="step-6 is damaged"):
+            return checkpoint.newest(tmp_path)
+
+    saved(fabric, tmp_path, [2, 4, 6], keep=3)
+    (tmp_path / "step-6" / "manifest.json").write_text("{")
+    good = look()
+    assert good == tmp_path / "step-4"
+    checkpoint.set_damaged_aside(tmp_path, good)
+    assert names() == ["step-2", "step-4", "step-6.damaged"]
+    saved(fabric, tmp_path, [5], keep=1)
+    assert checkpoint.newest(tmp_path) == tmp_path / "step-5"
+    saved(fabric, tmp_path, [6], keep=1)  # and is in no later one's way
+    (tmp_path / "step-6" / "manifest.json").write_text("{")
+    assert look() is None
+    checkpoint.set_damaged_aside(tmp_path, None)
+    assert names() == ["step-6.damaged"]
+
+
 def test_a_half_written_checkpoint_is_no_checkpoint(fabric, tmp_path):
     saved(fabric, tmp_path, [1])
     (tmp_path / "step-2.tmp").mkdir()
@@ -135,6 +159,7 @@ def test_a_finished_checkpoint_is_never_replaced(fabric, tmp_path):
     train(module, optimizer, 5)
     checkpoint.save(fabric, tmp_path, 1, {"student": module}, {"adam": optimizer}, {}, keep=2)
     assert (tmp_path / "step-1" / "manifest.json").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
 
 
 def test_a_damaged_checkpoint_is_replaced_when_its_step_comes_again(fabric, tmp_path):

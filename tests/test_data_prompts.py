@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gakd.data import DataError, Row, encode, render
-from gakd.data.rows import row_from
+from gakd.data.rows import record_of, row_from
 from tests import tiny
 
 ROWS = [Row("Add", "1 2", ("3", "three"), where="f:1"), Row("Say hi", "", ("Hello there",), where="f:2")]
@@ -98,3 +98,21 @@ def test_impossible_settings_say_what_to_do(words):
     conversation = Row("Add", "", ("3",), ({"role": "system", "content": "Be brief."},), "f:9")
     with pytest.raises(DataError, match="f:9: the alpaca template holds one instruction"):
         encode([conversation], words, "alpaca")
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"instruction": "Say hi", "input": "", "output": "Hi"},
+        {"instruction": "Say hi", "input": "to me", "output": ["Hi", "Hello"], "finished": False},
+        {
+            "messages": [
+                {"role": "system", "content": "Answer in French."}, {"role": "user", "content": "One?"},
+                {"role": "assistant", "content": "Un."}, {"role": "user", "content": "And two?"},
+                {"role": "assistant", "content": "Deux."},
+            ]
+        },
+    ],
+)  # fmt: skip
+def test_a_row_is_written_as_it_was_read(record):
+    assert record_of(row_from(record, "f:1")) == record

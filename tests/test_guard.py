@@ -73,11 +73,32 @@ def test_too_many_steps_in_a_row_end_a_run_that_leaves_them_out(tmp_path):
     for start in (0, 20):  # the second row is a new one
         for step in range(start, start + MOST_IN_A_ROW):
             for whose in ("student", "adversarial"):  # one step, however many updates it has
-                assert f"step {step}: every loss is finite" in guard.refuse(whose, torch.inf, step)
+                assert f"step {step}: every loss is finite" in guard.refuse(whose, torch.inf, step, 0)
     assert kept == []
     with pytest.raises(RunError, match=rf"after {MOST_IN_A_ROW} steps in a row that were left out"):
-        guard.refuse("student", torch.inf, 20 + MOST_IN_A_ROW)
+        guard.refuse("student", torch.inf, 20 + MOST_IN_A_ROW, 0)
     assert len(kept) == 1
+
+
+def test_what_was_updated_in_the_step_and_what_could_not_be_kept_is_said(tmp_path):
+    guard = Guard("stop", StepRecord(), lambda: tmp_path / "step-7")
+    with pytest.raises(
+        RunError, match=r"step-7 holds the weights before this step.*moved to checkpoints/step-7, --resume"
+    ):
+        guard.refuse("student", torch.inf, 7, 0)
+    with pytest.raises(RunError, match=r"after 1 of this step's updates.*: not to be resumed from") as stopped:
+        guard.refuse("discriminator", torch.inf, 7, 1)
+    assert "--resume" not in str(stopped.value)
+
+    def full() -> Path:
+        raise RunError("cannot write nonfinite/step-7: No space left; there is none before it. Make room")
+
+    with pytest.raises(
+        RunError,
+        match=r"step 7: every loss is finite; the student's gradient norm is inf\. The student was not updated",
+    ) as stopped:
+        Guard("stop", StepRecord(), full).refuse("student", torch.inf, 7, 0)
+    assert "(cannot write nonfinite/step-7: No space left). Earlier checkpoints are intact" in str(stopped.value)
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +141,26 @@ def test_a_run_that_breaks_stops_names_the_step_and_runs_it_again(material, tmp_
         assert torch.equal(ours["input_ids"], theirs["input_ids"])
         assert all(torch.equal(value, theirs["losses"][name]) for name, value in ours["losses"].items())
     assert all(torch.equal(value, weights[name]) for name, value in load_file(kept / "student.safetensors").items())
+
+
+def test_a_discriminator_that_breaks_after_the_students_update_is_told_of(material, tmp_path, monkeypatch):
+    """The student has been updated: its weights must not be called those before the step."""
+    replicated, output = Run.update_replicated, tmp_path / "run"
+
+    def poisoned(run, name):
+        if run.step == 3:
+            for parameter in run._checkpoints.modules[name].parameters():
+                parameter.grad = torch.full_like(parameter, torch.inf)
+        replicated(run, name)
+
+    monkeypatch.setattr(Run, "update_replicated", poisoned)
+    for left in (40, 3):  # by breaks before: neither is what the error tells of
+        (output / "nonfinite" / f"step-{left}").mkdir(parents=True)
+        (output / "nonfinite" / f"step-{left}" / "manifest.json").write_text('{"files": {}}')
+    with pytest.raises(RunError, match=r"step 3: every loss is finite.*after 1 of this step's updates"):
+        run_here("gakd", *arguments(material, output, "--evaluate-every", "0"))
+    assert [path.name for path in (output / "nonfinite").iterdir()] == ["step-3"]
+    assert (output / "nonfinite" / "step-3" / "student.safetensors").exists()
 
 
 def test_a_step_that_is_left_out_changes_nothing_but_the_log(material, tmp_path, monkeypatch, capsys):

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import shutil
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from gakd.cli import parse
+from gakd.errors import InputError
 from tests import recipe_table, tiny
 from tests.recipe_runs import (
     arguments,
@@ -154,6 +156,24 @@ def test_a_folder_that_holds_another_run_is_refused(material, finished, tmp_path
         run_here("gakd", *arguments(material, finished))
     with pytest.raises(ValueError, match=r"other settings: run.learning_rate was 0.003, is 0.001"):
         run_here("gakd", *arguments(material, finished, "--resume", "--learning-rate", "1e-3"))
+
+
+def test_a_second_process_is_kept_out_of_a_folder_while_the_first_is_at_work(material, tmp_path):
+    """What a scheduler does that starts a job again too early; once the first has ended, however, the folder is free."""
+    flags = arguments(material, tmp_path / "run")
+    hold = "import fcntl, sys, time; file = open(sys.argv[1], 'a'); fcntl.lockf(file, fcntl.LOCK_EX); "
+    hold += "print(1, flush=True); time.sleep(60)"
+    (tmp_path / "run").mkdir()
+    with subprocess.Popen(
+        [sys.executable, "-c", hold, str(tmp_path / "run" / ".lock")], stdout=subprocess.PIPE
+    ) as first:
+        assert first.stdout is not None
+        first.stdout.readline()
+        with pytest.raises(InputError, match=r"another process is at work in .*run: wait for it or end it"):
+            run_here("gakd", *flags, "--resume")
+        first.kill()
+    assert not (tmp_path / "run" / "config.json").exists()
+    run_here("gakd", *flags)
 
 
 def test_bad_input_is_one_line_and_no_traceback(material, tmp_path):

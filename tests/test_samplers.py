@@ -106,6 +106,8 @@ def test_a_step_draws_the_same_whenever_it_is_drawn_and_another_step_something_e
     assert torch.equal(torch.get_rng_state(), state)  # the run's own random numbers stay as they are
     assert ModelSampler(model, TOKENIZER, Sampling(max_new_tokens=8, seed=5))(SAMPLES, 4) == first
     assert sampler(SAMPLES, 5) != first
+    other = ModelSampler(model, TOKENIZER, Sampling(max_new_tokens=8, seed=6))
+    assert other(SAMPLES, 4) != first
 
 
 def mark(token: int):

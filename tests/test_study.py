@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -73,6 +74,20 @@ def test_the_world_holds_complete_texts_only(text, tmp_path):
     assert tokenizer.decode(tokenizer("green  grey\n\té")["input_ids"]) == "green  grey\n\té"
     with pytest.raises(InputError, match="begun with other settings: vocabulary was 300, is 301"):
         make_material(made, replace(config, vocabulary=301))
+
+
+def test_the_world_keeps_what_was_said_before_and_leaves_out_what_was_cut(text, tmp_path):
+    folder = shutil.copytree(text, tmp_path / "text")
+    turns = [("system", "Be brief."), ("user", "One?"), ("assistant", "red"), ("user", "Two?"), ("assistant", "green")]
+    spoken = {"messages": [{"role": role, "content": content} for role, content in turns]}
+    with (folder / "train.jsonl").open("a") as file:
+        file.write(json.dumps({"instruction": "Cut.", "output": "red", "finished": False}) + "\n")
+        file.write(json.dumps(spoken) + "\n")
+    made = World(tmp_path / "world")
+    make_material(made, replace(world(folder), longest_prompt=48))
+    rows = [json.loads(line) for line in (made.data / "train.jsonl").read_text().splitlines()]
+    assert len(rows) == 49
+    assert spoken in rows
 
 
 def test_the_report_has_every_measure_with_intervals(study):
@@ -153,7 +168,7 @@ def test_a_search_judges_on_the_validation_split_alone(study, monkeypatch):
     assert len(scores["rouge_l"]["sums"]) == rows["valid"] != rows["test"]
     # Its adversary is all that GAKD on own text has more than its control.
     report = (folder / "report.md").read_text()
-    controlled = report.split("## Differences to the same without the adversary")[1].split("##")[0]
+    controlled = report.split("## Differences to a method that differs in one thing")[1].split("##")[0]
     assert "| own text, share 0.3 | reverse KL, own text |" in controlled
     assert "logits" not in controlled
     assert "On the validation split." in report

@@ -219,6 +219,10 @@ def test_other_settings_in_the_same_folder_are_refused(copy):
     (copy / "full" / "notes.txt").touch()
     with pytest.raises(CacheError, match="holds files but no manifest"):
         tool.main(cache_config(copy, "full"))
+    (copy / "killed").mkdir()
+    (copy / "killed" / ".manifest.json.tmp").write_text("{")  # within the first save
+    tool.main(cache_config(copy, "killed"))
+    assert json.loads((copy / "killed" / "manifest.json").read_text())["complete"]
 
 
 def test_another_teacher_makes_a_cache_stale(copy, data):

@@ -15,6 +15,7 @@ from gakd.errors import InputError
 from gakd.evaluation import Generation, Sampling, generate
 from gakd.models import load_model, load_tokenizer
 from gakd.run_config import RunConfig
+from gakd.seeds import seed_of
 from gakd.teacher_text import TeacherTextConfig, teacher_examples
 from gakd.teachers import CachedTeacher, LocalTeacher
 from tests.recipe_runs import arguments, assert_identical, make_material, run_here
@@ -54,7 +55,7 @@ def test_examples_hold_the_tokens_that_were_drawn(teacher, tokenizer, data, tmp_
     expected = {}
     for index in range(0, len(data.train), 8):
         prompts = [example.prompt_ids for example in data.train[index : index + 8]]
-        sampling = Sampling(6, seed=(3 << 32) + index // 8)
+        sampling = Sampling(6, seed=seed_of(3, index // 8))
         for prompt, drawn in zip(prompts, generate(teacher.model, tokenizer, prompts, sampling), strict=True):
             known = [token for token in drawn.ids if token < len(tokenizer)]
             expected[tuple(prompt)] = [*known, tokenizer.eos_token_id] if drawn.finished else known

@@ -291,7 +291,7 @@ def samplers(models, seed: int = 5, length: int = 8, max_length: int | None = No
 
 
 def test_responses_keep_their_end_and_are_cut_where_the_window_ends(models):
-    for sampler in samplers(models, seed=1, length=20, max_length=6):
+    for sampler in samplers(models, seed=2, length=20, max_length=6):
         drawn = sampler(SAMPLES * 5, 0)
         assert [sample.prompt_ids for sample in drawn] == [sample.prompt_ids for sample in SAMPLES * 5]
         assert all(1 <= len(sample.response_ids) <= 6 - len(sample.prompt_ids) for sample in drawn)
@@ -305,13 +305,14 @@ def test_responses_keep_their_end_and_are_cut_where_the_window_ends(models):
 
 
 def test_a_step_draws_the_same_whenever_it_is_drawn_and_another_step_something_else(models):
-    for sampler, again in zip(samplers(models), samplers(models), strict=True):
+    for sampler, again, other in zip(samplers(models), samplers(models), samplers(models, seed=6), strict=True):
         state = torch.get_rng_state()
         first = sampler(SAMPLES, 4)
         assert torch.equal(torch.get_rng_state(), state)  # the run's own random numbers stay as they are
         torch.rand(3)
         assert again(SAMPLES, 4) == first
         assert sampler(SAMPLES, 5) != first
+        assert other(SAMPLES, 4) != first
 
 
 def test_models_in_training_write_without_dropout_and_stay_in_training(models):

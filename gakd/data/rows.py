@@ -64,6 +64,15 @@ def row_from(record: Any, where: str) -> Row:
     return Row(text, context, _responses(response, where), where=where, finished=finished)
 
 
+def record_of(row: Row) -> dict[str, Any]:
+    """The record that `row_from` reads as this row, but for `where`; of a conversation with its first response."""
+    turns = [{"role": "user", "content": row.instruction}, {"role": "assistant", "content": row.responses[0]}]
+    output = row.responses[0] if len(row.responses) == 1 else list(row.responses)
+    whole = {"instruction": row.instruction, "input": row.input, "output": output}
+    record: dict[str, Any] = {"messages": [*row.history, *turns]} if row.history else whole
+    return record if row.finished else record | {"finished": False}
+
+
 def _input(record: Mapping[str, Any]) -> Any:
     """What the instruction is about; empty where there is nothing."""
     return next((record[key] for key in ("input", "context") if record.get(key) not in (None, "")), "")

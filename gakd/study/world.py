@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen3
 
 from gakd.data import Example, Row, Split, load_rows
 from gakd.data.prompts import encode
+from gakd.data.rows import record_of
 from gakd.errors import InputError
 from gakd.evaluation.generation import special_ids
 from gakd.evaluation.held_out import spread
@@ -148,12 +149,14 @@ def _write_untrained(world: World, config: WorldConfig, tokenizer: PreTrainedTok
 
 
 def complete(rows: Sequence[Row], tokenizer: PreTrainedTokenizerBase, config: WorldConfig) -> list[Example]:
-    """Tokenized rows whose prompt and whole response fit."""
+    """Tokenized rows whose prompt and whole response fit, of which none was cut before."""
     roomy = 1 << 20  # nothing is cut before it is judged
     return [
         example
         for example in encode(rows, tokenizer, "chat", 2 * roomy, roomy)
-        if len(example.prompt_ids) <= config.longest_prompt and len(example.response_ids) <= config.longest_response
+        if len(example.prompt_ids) <= config.longest_prompt
+        and len(example.response_ids) <= config.longest_response
+        and example.row.finished
     ]
 
 
@@ -207,5 +210,4 @@ def training_flags(world: World, name: str, steps: int) -> tuple[str, ...]:
 def _write_rows(path: Path, examples: Sequence[Example]) -> None:
     with path.open("w", encoding="utf-8") as file:
         for row in (example.row for example in examples):
-            record = {"instruction": row.instruction, "input": row.input, "output": list(row.responses)}
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            file.write(json.dumps(record_of(row), ensure_ascii=False) + "\n")

@@ -65,7 +65,7 @@ def main(config: Config) -> None:
         teacher = load_reader(config.models, run.teacher_dtype, run.loading_device)
     held_out = HeldOut(teacher, tokenizer, data, config.evaluation)
 
-    sampling = Sampling(config.student_max_new_tokens, seed=config.run.seed + run.rank)
+    sampling = Sampling(config.student_max_new_tokens, seed=run.seed)
     own_text = ModelSampler(student, tokenizer, sampling, config.data.max_length)
     threshold = AdaptiveThreshold(config.initial_threshold, config.threshold_step, config.threshold_tolerance)
     sampler = ReplaySampler(

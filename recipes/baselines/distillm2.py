@@ -63,7 +63,7 @@ def main(config: Config) -> None:
         data = data._replace(train=teacher_examples(teacher, tokenizer, data, config.text, config.run))
     held_out = HeldOut(teacher, tokenizer, data, config.evaluation)
 
-    sampling = Sampling(config.student_max_new_tokens, config.student_temperature, seed=config.run.seed + run.rank)
+    sampling = Sampling(config.student_max_new_tokens, config.student_temperature, seed=run.seed)
     own_text = ModelSampler(student, tokenizer, sampling, config.data.max_length)
     shift = ramp(0.5 if config.growing_weight else 0.0, 0, max(run.total_steps(data) // 2, 1))
 

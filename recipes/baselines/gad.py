@@ -82,7 +82,7 @@ def main(config: Config) -> None:
     held_out = HeldOut(teacher, tokenizer, data, config.evaluation)
 
     temperature, begin, game = config.student_temperature, config.adversarial_start, RelativisticGAN(r1=0, r2=0)
-    sampling = Sampling(config.student_max_new_tokens, temperature, seed=config.run.seed + run.rank)
+    sampling = Sampling(config.student_max_new_tokens, temperature, seed=run.seed)
     own_text = ModelSampler(student, tokenizer, sampling, config.data.max_length)
     reward = DiscriminatorScore() >> GroupNormalize() >> RewardToGo(1)
     discriminator, reference = TextDiscriminator(body), deepcopy(student).requires_grad_(False).to(run.device)

@@ -67,7 +67,7 @@ def main(config: Config) -> None:
         teacher = load_reader(config.models, run.teacher_dtype, run.loading_device)
     held_out = HeldOut(teacher, tokenizer, data, config.evaluation)
 
-    sampling = Sampling(config.student_max_new_tokens, seed=config.run.seed + run.rank)
+    sampling = Sampling(config.student_max_new_tokens, seed=run.seed)
     share, longest = config.teacher_share, config.data.max_length
     mixed_text = TeacherMixedSampler(student, teacher.model, tokenizer, share, sampling, longest)
     reward = (

@@ -60,7 +60,7 @@ def main(config: Config) -> None:
     held_out = HeldOut(teacher, tokenizer, data, config.evaluation)
 
     temperature = config.student_temperature
-    sampling = Sampling(config.student_max_new_tokens, temperature, seed=config.run.seed + run.rank)
+    sampling = Sampling(config.student_max_new_tokens, temperature, seed=run.seed)
     own_text = ModelSampler(student, tokenizer, sampling, config.data.max_length)
     reward = TeacherLogRatio() >> RewardToGo(config.discount)
 

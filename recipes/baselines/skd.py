@@ -62,7 +62,7 @@ def main(config: Config) -> None:
         teacher = load_reader(config.models, run.teacher_dtype, run.loading_device)
     held_out = HeldOut(teacher, tokenizer, data, config.evaluation)
 
-    longest, seed = config.student_max_new_tokens, config.run.seed + run.rank
+    longest, seed = config.student_max_new_tokens, run.seed
     drafts = Sampling(longest, config.student_temperature, config.student_top_p, seed)
     replacements = Sampling(longest, config.teacher_temperature, config.teacher_top_p)
     sampler = SpeculativeSampler(
