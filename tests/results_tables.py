@@ -5,42 +5,46 @@ from __future__ import annotations
 import json
 import re
 
-from gakd.study.bootstrap import Interval
+from gakd.study.grid import VARIED
+from gakd.study.intervals import Interval
 from gakd.study.results import ALL
 from gakd.study.tables import heading, markdown, marked, plus_minus
 from tests.recipe_table import ROOT
 
 PAGE, NUMBERS = ROOT / "docs" / "results.md", ROOT / "docs" / "results"
 HEADLINE = ("rouge_l", "rouge_l/long", "sequence_kl", "own_reverse_kl", "teacher_log_likelihood", "two_sample")
+PRICE = ("cross_entropy", "own_forward_kl", "own_entropy", "distinct_2", "length_ratio", "finished")
 LENGTHS = ("rouge_l/short", "rouge_l/medium", "rouge_l/long", "own_reverse_kl/long")
 # kind of table -> what it takes of each entry, and its columns
 KINDS = {
     "values": ("measures", HEADLINE),
     "differences": ("differences", HEADLINE),
-    "ablations": ("differences", HEADLINE),
+    "ablations": ("to_control", HEADLINE),
+    "price": ("measures", PRICE),
     "lengths": ("differences", LENGTHS),
-    "adversary": ("adversary_alone", HEADLINE),
+    "adversary": ("to_control", HEADLINE),
 }
 BLOCK = re.compile(r"<!-- table (\S+) of (\S+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
 def table(kind: str, study: str) -> str:
-    """`values`, `differences`, `lengths`, `ablations` or `adversary` of `docs/results/STUDY.json`.
+    """`values`, `price`, `differences`, `lengths`, `ablations` or `adversary` of `docs/results/STUDY.json`.
 
-    Ablations are the methods that have run with fewer seeds than the reference; differences and lengths leave them out.
+    Ablations are compared with GAKD; differences, lengths and prices are those of methods with as many seeds as the reference.
     """
     found = json.loads((NUMBERS / f"{study}.json").read_text())
     entries, seeds = found["entries"], len(found["entries"][found["reference"]]["seeds"])
     part, names = KINDS[kind]
     known = {measure.name: measure for measure in ALL}
-    write = plus_minus if kind == "values" else marked
+    write = plus_minus if part == "measures" else marked
     rows = []
     for entry in entries.values():
-        shown = kind in ("values", "adversary") or (len(entry["seeds"]) < seeds) == (kind == "ablations")
+        control = entry.get("control")
+        shown = {
+            "values": True, "ablations": control == VARIED, "adversary": control not in (None, VARIED),
+        }.get(kind, len(entry["seeds"]) == seeds or "differences" not in entry)  # fmt: skip
         if part in entry and shown:
-            label = (
-                f"{entry['label']} − {entries[entry['control']]['label']}" if kind == "adversary" else entry["label"]
-            )
+            label = f"{entry['label']} − {entries[control]['label']}" if kind == "adversary" else entry["label"]
             cells = [write(Interval(**entry[part][name]), known[name].decimals) for name in names]
             rows.append([label, *map(_two_lines, cells)])
     return markdown(["", *(heading(known[name]) for name in names)], rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import shutil
 from dataclasses import replace
@@ -18,7 +19,7 @@ from gakd.recipe_files import load_recipe
 from gakd.study import runs, stages
 from gakd.study.knobs import knobs
 from gakd.study.results import MEASURES
-from gakd.study.world import World, WorldConfig, make_material
+from gakd.study.world import World, WorldConfig, make_material, training_flags
 from tests.recipe_runs import make_material as make_recipe_material
 from tests.recipe_table import ROOT
 
@@ -90,6 +91,13 @@ def test_the_world_keeps_what_was_said_before_and_leaves_out_what_was_cut(text, 
     assert spoken in rows
 
 
+def test_a_given_student_keeps_the_recipes_learning_rate(tmp_path):
+    """One that is at the start learns at a hundred times that of a trained one, which it would ruin."""
+    made, given = World(tmp_path), World(tmp_path, "Qwen3-8B")
+    assert training_flags(made, "student", 40)[6:8] == ("--learning-rate", "3e-3")
+    assert "--learning-rate" not in training_flags(given, "student", 40)
+
+
 def test_the_report_has_every_measure_with_intervals(study):
     _, config = study
     found = json.loads((config.output_dir / "results.json").read_text())
@@ -105,6 +113,10 @@ def test_the_report_has_every_measure_with_intervals(study):
     for name in ("forward_kl", "reverse_kl", "own_reverse_kl", "sequence_kl"):
         assert teacher[name]["estimate"] == pytest.approx(0, abs=1e-5)
         assert game["measures"][name]["estimate"] > 1e-4
+    # A text's cross entropy to the teacher is its entropy, at most that of 300 equal tokens, and the KL.
+    of = {name: interval["estimate"] for name, interval in game["measures"].items()}
+    assert of["own_entropy"] == pytest.approx(-of["teacher_log_likelihood"] - of["own_reverse_kl"], rel=1e-4)
+    assert 0 < of["own_entropy"] < 1.05 * math.log(300)
     report = (config.output_dir / "report.md").read_text()
     assert "## Differences to reverse KL" in report
     assert "| GAKD |" in report

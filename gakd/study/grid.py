@@ -25,7 +25,12 @@ class Method(NamedTuple):
     headline: bool = False  # runs with all seeds, at a learning rate of its own
     cost: float = 1.0  # seconds of a run over those of reverse KL's, about: for the order of runs and the time left
     cached: bool = True  # can learn from a teacher cache: all its text is the dataset's
-    control: str = ""  # the method that is this one without its adversary, where that is not the reference
+    control: str = ""  # the method that differs from this one in one thing, where that is not the reference
+
+    @property
+    def compared(self) -> str:
+        """The method that differs from this one in one thing: GAKD, for a variant that names no other."""
+        return self.control or ("" if self.headline else VARIED)
 
 
 def methods(steps: int, longest_response: int, student: Path) -> tuple[Method, ...]:
@@ -66,6 +71,7 @@ def methods(steps: int, longest_response: int, student: Path) -> tuple[Method, .
             "gakd_late_alone", "GAKD, last fifth, no CE", "gakd.py", (*flags.late, *alone, *share(0.1)), True, 1.3,
             control="reverse_kl_alone",
         ),
+        Method("gakd_weight_0", "GAKD, weight 0", "baselines/reverse_kl.py"),
         Method("gakd_weight_0.02", "GAKD, weight 0.02", "gakd.py", (*game, "--adversarial-weight", "0.02"), False, 2),
         Method("gakd_weight_0.5", "GAKD, weight 0.5", "gakd.py", (*game, "--adversarial-weight", "0.5"), False, 2),
         Method("gakd_late", "GAKD, last fifth only", "gakd.py", flags.late, False, 1.3),
@@ -90,7 +96,7 @@ def methods(steps: int, longest_response: int, student: Path) -> tuple[Method, .
         ),
         Method(
             "reverse_kl_own_text", "reverse KL, own text", "ablations/gakd_on_policy.py",
-            (*game, *own, "--adversarial-weight", "0"), False, 3, cached=False,
+            (*game, *own, "--adversarial-weight", "0"), False, 3, cached=False, control="gakd_weight_0",
         ),
         Method(
             "released", "GAKD, as released", "ablations/released.py",

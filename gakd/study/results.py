@@ -9,7 +9,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from gakd.study.bootstrap import Interval, Values, difference, mean
+from gakd.study.intervals import Interval, Values, difference, mean
 from gakd.study.scoring import PromptValues
 from gakd.study.text_measures import BUCKETS
 
@@ -35,6 +35,7 @@ MEASURES = (
     Measure("forward_kl", "KL(teacher‖student), references", "nats / token", "lower", 3),
     Measure("cross_entropy", "cross entropy, references", "nats / token", "lower", 3),
     Measure("teacher_log_likelihood", "teacher's log-likelihood of own text", "nats / token", "as the teacher", 3),
+    Measure("own_entropy", "entropy of own text", "nats / token", "as the teacher", 3),
     Measure("two_sample", "told apart from the teacher's text", "share", "nearer 0.5", 3),
     Measure("distinct_2", "distinct-2", "share", "as the teacher", 3),
     Measure("repetition", "repeated 4-grams", "share", "as the teacher", 3),
@@ -74,7 +75,7 @@ class Entry(NamedTuple):
 class Results(NamedTuple):
     """All of it; `reference` is the method that the others are compared with, `models` start and teacher.
 
-    `controls` name, for methods that differ from the reference in more than their adversary, the one that differs in that alone.
+    `controls` name, for methods that differ from the reference in more than one thing, the method that they differ from in one.
     """
 
     entries: tuple[Entry, ...]
@@ -123,7 +124,7 @@ def as_json(results: Results) -> dict[str, object]:
             entries[entry.name]["differences"] = found
         if control := controls.get(entry.name):
             found = {measure.name: _numbers(results.difference(entry, measure.name, control)) for measure in measures}
-            entries[entry.name] |= {"control": control.name, "adversary_alone": found}
+            entries[entry.name] |= {"control": control.name, "to_control": found}
     return {"reference": results.reference, "entries": entries}
 
 
@@ -133,4 +134,13 @@ def _numbers(interval: Interval) -> dict[str, float]:
 
 
 def read_scores(path: Path) -> PromptValues:
-    return json.loads(path.read_text())
+    """A run's measures, with the one that follows from two others.
+
+    Entropy: the teacher's cross entropy on a student's text is that text's entropy plus KL(student‖teacher).
+    """
+    scores: PromptValues = json.loads(path.read_text())
+    if {"teacher_log_likelihood", "own_reverse_kl"} <= scores.keys():
+        likelihood, divergence = scores["teacher_log_likelihood"], scores["own_reverse_kl"]
+        sums = [-one - other for one, other in zip(likelihood["sums"], divergence["sums"], strict=True)]
+        scores["own_entropy"] = {"sums": sums, "counts": likelihood["counts"]}
+    return scores

@@ -146,7 +146,7 @@ class Study:
             Entry(name, label, {0: read_scores(self.world.folder / name / "scores.json")})
             for name, label in (("teacher", "the teacher"), ("student", "the student before"))
         )
-        controls = {method.name: method.control for method in self.methods if method.control}
+        controls = {method.name: method.compared for method in self.methods}
         return Results(entries, () if searched else models, REFERENCE, controls)
 
     def _seeds(self, method: Method) -> int:

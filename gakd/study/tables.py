@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from gakd.study.bootstrap import Interval
+from gakd.study.intervals import Interval
 from gakd.study.results import KL_BY_BUCKET, MEASURES, ROUGE_BY_BUCKET, Measure, Results
 
 _SHORT = ("rouge_l", "sequence_kl", "own_reverse_kl", "two_sample")
@@ -19,8 +19,9 @@ def report(results: Results, tried: dict[str, dict[float, float]], settings: str
     """All tables; `tried` has the validation ROUGE-L of each learning rate of each method."""
     reference = next(entry.label for entry in results.entries if entry.name == results.reference)
     intervals = (
-        "± and [ ] are 95% intervals over test prompts and seeds together, of a single seed over prompts alone; **bold** ones "
-        "exclude 0. Each is for itself: of twenty that are chance alone, one excludes 0."
+        "± and [ ] are 95% intervals over test prompts and seeds together, of a single seed over prompts alone, of distinct-2, "
+        "which is of all texts at once, over seeds alone; of two seeds they can be too narrow. **Bold** ones exclude 0. Each is "
+        "for itself: of twenty that are chance alone, one excludes 0."
     )
     buckets = [results.measured(part) for part in (ROUGE_BY_BUCKET, KL_BY_BUCKET)]
     return (
@@ -94,7 +95,7 @@ def _bucket_sizes(results: Results) -> str:
 
 
 def _controls(results: Results) -> list[str]:
-    """Of methods that change more than the adversary: what the adversary alone adds."""
+    """Of methods that differ from the reference in more than one thing: what one thing does."""
     measures = results.measured([*(measure for measure in MEASURES if measure.name in _SHORT), *ROUGE_BY_BUCKET[-1:]])
     rows = [
         [
@@ -106,8 +107,8 @@ def _controls(results: Results) -> list[str]:
     if not rows:
         return []
     return [
-        "## Differences to the same without the adversary",
-        markdown(["method", "without", *map(heading, measures)], rows),
+        "## Differences to a method that differs in one thing",
+        markdown(["method", "against", *map(heading, measures)], rows),
     ]
 
 
@@ -152,11 +153,15 @@ def heading(measure: Measure) -> str:
 
 
 def plus_minus(interval: Interval, decimals: int) -> str:
-    """The estimate and half the interval's width."""
+    """The estimate and half the interval's width, where it is known."""
+    if not interval.known:
+        return f"{interval.estimate:.{decimals}f}"
     return f"{interval.estimate:.{decimals}f} ± {(interval.high - interval.low) / 2:.{decimals}f}"
 
 
 def _range(interval: Interval, decimals: int) -> str:
+    if not interval.known:
+        return f"{interval.estimate:+.{decimals}f}"
     low, high = (f"{end:+.{decimals}f}" for end in (interval.low, interval.high))
     return f"{interval.estimate:+.{decimals}f} [{low}, {high}]"
 
