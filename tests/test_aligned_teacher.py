@@ -183,7 +183,10 @@ def test_a_steps_gradient_is_autograds_through_whole_logits():
 
 def test_micro_batches_and_order_leave_the_gradient_alone_rows_without_pairs_included():
     step = Step()
+    pairs = [len(step.teacher(batch_of([example])).rows) for example in step.examples]
+    assert min(pairs) == pairs[3] == 0 < max(pairs)
     expected = step.run([step.examples])
+    assert all(gradient.count_nonzero() for gradient in expected.values())
     assert_same(Step().run([step.examples[:2], step.examples[2:3], step.examples[3:4], step.examples[4:]]), expected)
     assert_same(Step().run([step.examples[::-1]]), expected)
 
