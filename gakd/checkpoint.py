@@ -44,7 +44,7 @@ def save(
     fabric: Fabric, folder: Path, step: int, modules: dict[str, nn.Module], optimizers: dict[str, Optimizer],
     states: dict[str, Stateful], keep: int, score: float | None = None, random_state: dict[str, Any] | None = None,
 ) -> Path:  # fmt: skip
-    """Write `folder/step-N`; keep the newest `keep` and the one of the highest score. Every rank calls it.
+    """Write `folder/step-N`; keep it, the newest `keep` and the one of the highest score. Every rank calls it.
 
     `random_state` replaces the present one (`rng_state`). Raises RunError on every rank where one cannot write, with
     the checkpoints before as they were.
@@ -87,7 +87,7 @@ def save(
         else:
             scratch.rename(final)
         sync(folder)
-        kept = {*_steps(folder)[:keep], best(folder)}
+        kept = {final, *_steps(folder)[:keep], best(folder)}
         for old in _steps(folder):
             if old not in kept:
                 _remove(old)

@@ -24,11 +24,10 @@ class Guard:
         self.action, self.record, self.keep = action, record, keep
         self._last, self._in_a_row = -1, 0
 
-    def refuse(self, whose: str, norm: float, step: int, updates: int) -> str:
+    def refuse(self, whose: str, norm: float, step: int) -> str:
         """What to say of a step that is left out. RunError where the run is to stop, or has left out too many in a row.
 
-        `norm` is that of the gradient of `whose` weights, which this update has not changed; `updates` that the step made before
-        it have, of these weights or others.
+        `norm` is that of the gradient of `whose` weights, which this update has not changed; those before it may have.
         """
         if step != self._last:
             self._in_a_row = self._in_a_row + 1 if step == self._last + 1 else 1
@@ -47,13 +46,12 @@ class Guard:
         except RunError as error:  # what has happened is not to be lost for want of room
             saved = f"the step could not be kept ({str(error).partition(';')[0]})"
         else:
-            if updates:
+            holds, use = "before this step", f"moved to checkpoints/{kept.name}, --resume runs it again"
+            if made := self.record.updates:
                 holds, use = (
-                    f"after {updates} of this step's updates",
+                    f"after {made} of this step's updates",
                     "not to be resumed from, which would make them twice",
                 )
-            else:
-                holds, use = "before this step", f"moved to checkpoints/{kept.name}, --resume runs it again"
             saved = f"{kept} holds the weights {holds}, its micro-batches and its random state: {use}"
         raise RunError(f"{happened}. The {whose} was not updated; {saved}. Earlier checkpoints are intact; {remedy}")
 

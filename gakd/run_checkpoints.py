@@ -71,8 +71,8 @@ class RunCheckpoints:
         It replaces what an earlier break has left: of several, only this one is what the error tells of.
         """
         folder = self.folder.with_name("nonfinite")
-        if self.fabric.is_global_zero and folder.exists():
-            shutil.rmtree(folder)
+        if self.fabric.is_global_zero:
+            shutil.rmtree(folder, ignore_errors=True)
         states = self.states | {"micro_batches": record}
         return self._write(folder, step, states, keep=1, random_state=random_state)
 

@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import fcntl
 import json
+from contextlib import ExitStack
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
@@ -27,43 +28,50 @@ def claim(fabric: Fabric, folder: Path, recipe_config: Any, resume: bool) -> Tex
     settings, naming those that differ, where another process is at work in it, and where nothing can be written.
     """
     wanted = json.loads(json.dumps(dataclasses.asdict(recipe_config), default=str))
-    error, lock = _refusal(folder, wanted, resume) if fabric.is_global_zero else (None, None)
+    lock, error = None, None
+    if fabric.is_global_zero:
+        try:
+            lock = _take(folder, wanted, resume)
+        except InputError as refusal:
+            error = str(refusal)
     error = fabric.broadcast(error)
     if error:
-        if lock is not None:
-            lock.close()
         raise InputError(error)
     return lock
 
 
-def _refusal(folder: Path, wanted: dict[str, Any], resume: bool) -> tuple[str | None, TextIOWrapper | None]:
-    """Claims the folder, or says why not."""
-    path, lock = folder / "config.json", None
-    try:
-        str(folder).encode()  # what is written later is named in UTF-8
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("a")
-        # A run that was refused before its first result has left a configuration and nothing to lose.
-        begun = any((folder / name).exists() for name in ("before.json", "metrics.csv", "checkpoints"))
-        before = json.loads(path.read_text()) if begun and path.exists() else {}
-        if not _is_free(lock):
-            return f"another process is at work in {folder}: wait for it or end it, or give another --output-dir", lock
-        if not begun:
-            path.write_text(json.dumps(wanted, indent=2))
-            return None, lock
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error).partition(":")[0]
-        shown = ascii(str(folder))
-        shown = shown if len(shown) <= 200 else f"{shown[:197]}..."
-        return f"cannot use {shown} as --output-dir: {reason}; give a folder that can be written to", lock
-    if not resume:
-        return f"{folder} holds another run: add --resume to continue it, or give another --output-dir", lock
-    if changed := _differences(before, wanted):
-        return (
-            f"{folder} was run with other settings: {'; '.join(changed)}. Use the same, or another --output-dir",
-            lock,
-        )
-    return None, lock
+def _take(folder: Path, wanted: dict[str, Any], resume: bool) -> TextIOWrapper:
+    path = folder / "config.json"
+    with ExitStack() as opened:
+        try:
+            str(folder).encode()  # what is written later is named in UTF-8
+            folder.mkdir(parents=True, exist_ok=True)
+            lock = opened.enter_context((folder / ".lock").open("a"))
+            # A run that was refused before its first result has left a configuration and nothing to lose.
+            begun = any((folder / name).exists() for name in ("before.json", "metrics.csv", "checkpoints"))
+            before = json.loads(path.read_text()) if begun and path.exists() else {}
+            free = _is_free(lock)
+            if free and not begun:
+                path.write_text(json.dumps(wanted, indent=2))
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error).partition(":")[0]
+            shown = ascii(str(folder))
+            shown = shown if len(shown) <= 200 else f"{shown[:197]}..."
+            raise InputError(
+                f"cannot use {shown} as --output-dir: {reason}; give a folder that can be written to"
+            ) from error
+        if not free:
+            raise InputError(
+                f"another process is at work in {folder}: wait for it or end it, or give another --output-dir"
+            )
+        if begun and not resume:
+            raise InputError(f"{folder} holds another run: add --resume to continue it, or give another --output-dir")
+        if begun and (changed := _differences(before, wanted)):
+            raise InputError(
+                f"{folder} was run with other settings: {'; '.join(changed)}. Use the same, or another --output-dir"
+            )
+        opened.pop_all()
+        return lock
 
 
 def _is_free(lock: TextIOWrapper) -> bool:

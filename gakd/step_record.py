@@ -17,10 +17,12 @@ class StepRecord:
     def __init__(self) -> None:
         self._rows: list[tuple[Batch, tuple[str, ...]]] = []
         self._done: list[tuple[Batch | None, dict[str, Tensor]]] = []
+        self.updates = 0
+        """Updates that the step has made, of any weights."""
 
     def begin_step(self, batches: Sequence[Batch], rows: Sequence[tuple[str, ...]]) -> None:
         """Forget the step before. `rows` says of each of the step's own batches where its sequences come from."""
-        self._rows, self._done = list(zip(batches, rows, strict=True)), []
+        self._rows, self._done, self.updates = list(zip(batches, rows, strict=True)), [], 0
 
     def begin(self, micro_batch: Any) -> None:
         """A micro-batch is about to be used: a `Batch`, or a tuple that begins with one."""

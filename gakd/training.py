@@ -171,7 +171,7 @@ class Run:
                 chosen = [[examples[i] for i in group] for group in groups]
                 window = [collate(group, data.pad_token_id).to(self.device) for group in chosen]
                 self._record.begin_step(window, [tuple(example.row.where for example in group) for group in chosen])
-                self._random_state, self._updates = checkpoint.rng_state(), 0
+                self._random_state = checkpoint.rng_state()
                 yield window
         self._checkpoints.finish_run()
 
@@ -216,7 +216,7 @@ class Run:
         norm = float(whole(cast(Tensor, clipped)))
         if self._is_finite("student", norm):
             self._student_optimizer.step()
-            self._updates += 1
+            self._record.updates += 1
         self._student_optimizer.zero_grad()
         self._log.notes |= {"gradient_norm": norm, "learning_rate": rate}
 
@@ -235,7 +235,7 @@ class Run:
             if clip is not None:
                 torch.nn.utils.clip_grads_with_norm_(module.parameters(), clip, total_norm)
             optimizer.step()
-            self._updates += 1
+            self._record.updates += 1
         optimizer.zero_grad()
         self._log.notes["discriminator_gradient_norm"] = norm
 
@@ -281,7 +281,7 @@ class Run:
         broken = not (math.isfinite(norm) and self._record.is_finite())
         if not self._on_any_rank(broken):
             return True
-        self._log.say(f"warning: {self._guard.refuse(whose, norm, self.step, self._updates)}")
+        self._log.say(f"warning: {self._guard.refuse(whose, norm, self.step)}")
         return False
 
     def _asked_to_leave(self) -> str | None:

@@ -103,6 +103,12 @@ def test_only_the_newest_are_kept_and_ten_comes_after_nine(fabric, tmp_path):
     assert checkpoint.newest(tmp_path).name == "step-10"
 
 
+def test_what_was_just_written_stays_even_beside_newer_ones(fabric, tmp_path):
+    saved(fabric, tmp_path, [8, 9], keep=1)
+    saved(fabric, tmp_path, [5], keep=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-5", "step-9"]
+
+
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "manifest"])
 def test_a_damaged_checkpoint_is_passed_over_with_its_reason(fabric, tmp_path, damage):
     saved(fabric, tmp_path, [1, 2])

@@ -73,10 +73,10 @@ def test_too_many_steps_in_a_row_end_a_run_that_leaves_them_out(tmp_path):
     for start in (0, 20):  # the second row is a new one
         for step in range(start, start + MOST_IN_A_ROW):
             for whose in ("student", "adversarial"):  # one step, however many updates it has
-                assert f"step {step}: every loss is finite" in guard.refuse(whose, torch.inf, step, 0)
+                assert f"step {step}: every loss is finite" in guard.refuse(whose, torch.inf, step)
     assert kept == []
     with pytest.raises(RunError, match=rf"after {MOST_IN_A_ROW} steps in a row that were left out"):
-        guard.refuse("student", torch.inf, 20 + MOST_IN_A_ROW, 0)
+        guard.refuse("student", torch.inf, 20 + MOST_IN_A_ROW)
     assert len(kept) == 1
 
 
@@ -85,9 +85,10 @@ def test_what_was_updated_in_the_step_and_what_could_not_be_kept_is_said(tmp_pat
     with pytest.raises(
         RunError, match=r"step-7 holds the weights before this step.*moved to checkpoints/step-7, --resume"
     ):
-        guard.refuse("student", torch.inf, 7, 0)
+        guard.refuse("student", torch.inf, 7)
+    guard.record.updates += 1
     with pytest.raises(RunError, match=r"after 1 of this step's updates.*: not to be resumed from") as stopped:
-        guard.refuse("discriminator", torch.inf, 7, 1)
+        guard.refuse("discriminator", torch.inf, 7)
     assert "--resume" not in str(stopped.value)
 
     def full() -> Path:
@@ -97,7 +98,7 @@ def test_what_was_updated_in_the_step_and_what_could_not_be_kept_is_said(tmp_pat
         RunError,
         match=r"step 7: every loss is finite; the student's gradient norm is inf\. The student was not updated",
     ) as stopped:
-        Guard("stop", StepRecord(), full).refuse("student", torch.inf, 7, 0)
+        Guard("stop", StepRecord(), full).refuse("student", torch.inf, 7)
     assert "(cannot write nonfinite/step-7: No space left). Earlier checkpoints are intact" in str(stopped.value)
 
 

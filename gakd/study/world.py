@@ -201,9 +201,8 @@ def training_steps(world: World, config: WorldConfig, name: str, batch_size: int
 
 def training_flags(world: World, name: str, steps: int) -> tuple[str, ...]:
     """Flags of baselines/sft.py that make it."""
-    rate = (
-        () if world.given_teacher else ("--learning-rate", "3e-3")
-    )  # a given student's is the recipe's: it is not at the start
+    # A given student is not at the start: its rate is the recipe's.
+    rate = () if world.given_teacher else ("--learning-rate", "3e-3")
     return (
         "--student", str(world.untrained(name)), "--output-dir", str(world.folder / name), "--steps", str(steps), *rate,
         "--warmup-steps", str(steps // 20),
