@@ -14,6 +14,7 @@ from gakd.study.runs import Job, cost_of, run_all
 
 RECIPE = '''
 """A recipe that only counts how often it ran."""
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,18 +23,25 @@ class Config:
     output_dir: Path = Path("nowhere")
     resume: bool = False
     fail: bool = False
+    leave: bool = False
+    seconds: float = 0.0
     words: str = ""
 
 PAPER = DEMO = Config()
 
 def main(config):
     assert config.resume
+    assert not (config.output_dir / "spent.json").exists()  # were it killed here, none may take the old one for all
     held = bytearray(50_000_000)
     print("working", len(held))
     with (config.output_dir / "ran.txt").open("a") as file:
         file.write("once\\n")
     if config.fail:
         raise ValueError("this one is broken")
+    (config.output_dir / "before.json").write_text("{}")
+    time.sleep(config.seconds)
+    if config.leave:
+        raise SystemExit(75)
     (config.output_dir / "after.json").write_text("{}")
 '''
 
@@ -96,12 +104,37 @@ def test_a_model_without_a_recipe_is_measured_alone(recipe, monkeypatch):
     assert not (own.folder / "runs.txt").exists()
 
 
-def test_a_resumed_run_has_no_time(recipe):
+def leave(recipe: Path, *flags: str) -> None:
+    """A part of run `a` that a signal ends, which is how a study's process ends it."""
+    with pytest.raises(SystemExit):
+        run_all([job(recipe, "a", "--leave", *flags)], 0, lambda done, running: None)
+
+
+def test_the_time_of_an_interrupted_run_is_that_of_its_parts(recipe):
+    leave(recipe, "--seconds", "0.3")
+    leave(recipe, "--seconds", "0.2")
     own = job(recipe, "a")
-    own.folder.mkdir(parents=True)
-    (own.folder / "before.json").write_text("{}")
+    assert not own.trained
+    run_all([own], 0, lambda done, running: None)
+    cost = cost_of(own)
+    assert times_run(own) == 3
+    assert cost["seconds"] is not None
+    assert 0.5 < cost["seconds"] < 5.0
+    assert cost["processor_seconds"] is not None
+    assert 0.0 < cost["processor_seconds"] < cost["seconds"] + 0.5
+    assert cost["megabytes"] is not None
+
+
+def test_a_run_that_was_killed_has_no_time(recipe):
+    """Its last part told nobody; an earlier one that did must not be taken for all."""
+    leave(recipe)
+    own = job(recipe, "a")
+    (own.folder / "spent.json").unlink()  # as the part that goes on does first, to be killed then
+    leave(recipe)
+    assert json.loads((own.folder / "spent.json").read_text())["seconds"] is None
     run_all([own], 0, lambda done, running: None)
     assert cost_of(own)["seconds"] is None
+    assert not (own.folder / "spent.json").exists()
 
 
 def test_progress_follows_the_metrics(recipe):

@@ -22,7 +22,7 @@ from gakd.machine import peak_memory
 from gakd.recipe_files import load_recipe
 from gakd.study.scoring import Scoring, score
 
-COST, LOG = "cost.json", "log.txt"
+COST, SPENT, LOG = "cost.json", "spent.json", "log.txt"
 POLL = 0.5  # seconds between looks at the runs
 
 
@@ -66,19 +66,41 @@ def execute(job: Job) -> None:
     """Train, if that is still to do, then measure."""
     torch.set_num_threads(job.threads)
     if job.recipe is not None and not job.trained:
-        begun = (job.folder / "before.json").exists()
-        started, processor, memory = time.perf_counter(), time.process_time(), peak_memory()
-        run_recipe(job.recipe, [*job.flags, "--output-dir", str(job.folder), "--resume"])
-        # What a killed run took before is not known, so a resumed one has no time.
-        cost: dict[str, float | None] = {
-            "seconds": None if begun else time.perf_counter() - started,
-            "processor_seconds": None if begun else time.process_time() - processor,
-            "megabytes": (peak_memory() - memory) / 1e6,
-        }
-        write_json(job.folder / COST, cost)
+        train(job.recipe, [*job.flags, "--output-dir", str(job.folder), "--resume"], job.folder)
     if job.scoring is not None and not job.scores.exists():
         write_json(job.scores, score(job.model or str(job.folder / "student"), job.scoring))
     shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)  # a finished run is not resumed, and there are many
+
+
+def train(recipe: Path, flags: Sequence[str], folder: Path) -> None:
+    """Run a recipe and write what all its parts took, where it was interrupted and goes on, to `FOLDER/cost.json`."""
+    before = _spent_before(folder)
+    started, processor, memory = time.perf_counter(), time.process_time(), peak_memory()
+
+    def spent() -> dict[str, float | None]:
+        seconds, processor_seconds = time.perf_counter() - started, time.process_time() - processor
+        return {
+            "seconds": None if before is None else before["seconds"] + seconds,
+            "processor_seconds": None if before is None else before["processor_seconds"] + processor_seconds,
+            "megabytes": max((peak_memory() - memory) / 1e6, before["megabytes"] if before is not None else 0.0),
+        }
+
+    try:
+        run_recipe(recipe, flags)
+    except SystemExit:  # a signal asked it to leave: it saved its last step, so none of this time will be spent again
+        write_json(folder / SPENT, spent())
+        raise
+    write_json(folder / COST, spent())
+
+
+def _spent_before(folder: Path) -> dict[str, float] | None:
+    """What the earlier parts of a run took; None where one of them was killed, which tells nobody."""
+    spent = folder / SPENT
+    told = json.loads(spent.read_text()) if spent.exists() else None
+    spent.unlink(missing_ok=True)  # this part, too, may be killed
+    if not (folder / "before.json").exists():
+        return {"seconds": 0.0, "processor_seconds": 0.0, "megabytes": 0.0}
+    return None if told is None or told["seconds"] is None else told
 
 
 def run_recipe(path: Path, flags: Sequence[str]) -> None:
@@ -152,5 +174,5 @@ def execute_logged(job: Job) -> None:
 
 
 def cost_of(job: Job) -> dict[str, float | None]:
-    """Wall and processor time in seconds, None for a resumed run, and peak memory in MB above what importing takes."""
+    """Wall and processor time in seconds, None for a run that was killed, and peak memory in MB above importing."""
     return json.loads((job.folder / COST).read_text())
