@@ -14,6 +14,7 @@ from tests.recipe_table import ROOT
 PAGE, NUMBERS = ROOT / "docs" / "results.md", ROOT / "docs" / "results"
 HEADLINE = ("rouge_l", "rouge_l/long", "sequence_kl", "own_reverse_kl", "teacher_log_likelihood", "two_sample")
 PRICE = ("cross_entropy", "own_forward_kl", "own_entropy", "distinct_2", "length_ratio", "finished")
+TEMPERATURES = ("temperature 1", "temperature 0.9", "temperature 0.8", "temperature 0.7")  # ROUGE-L of text sampled so
 LENGTHS = ("rouge_l/short", "rouge_l/medium", "rouge_l/long", "own_reverse_kl/long")
 # kind of table -> what it takes of each entry, and its columns
 KINDS = {
@@ -23,12 +24,14 @@ KINDS = {
     "price": ("measures", PRICE),
     "lengths": ("differences", LENGTHS),
     "adversary": ("to_control", HEADLINE),
+    "temperatures": ("measures", TEMPERATURES),
+    "leads": ("differences", TEMPERATURES),
 }
 BLOCK = re.compile(r"<!-- table (\S+) of (\S+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
 def table(kind: str, study: str) -> str:
-    """`values`, `price`, `differences`, `lengths`, `ablations` or `adversary` of `docs/results/STUDY.json`.
+    """A kind of table of `docs/results/STUDY.json`.
 
     Ablations are compared with GAKD; differences, lengths and prices are those of methods with as many seeds as the reference.
     """
@@ -36,6 +39,7 @@ def table(kind: str, study: str) -> str:
     entries, seeds = found["entries"], len(found["entries"][found["reference"]]["seeds"])
     part, names = KINDS[kind]
     known = {measure.name: measure for measure in ALL}
+    known |= {name: known["rouge_l"]._replace(name=name, title=name) for name in TEMPERATURES}
     write = plus_minus if part == "measures" else marked
     rows = []
     for entry in entries.values():
