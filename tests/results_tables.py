@@ -31,7 +31,7 @@ BLOCK = re.compile(r"<!-- table (\S+) of (\S+) -->\n.*?<!-- end -->", re.DOTALL)
 
 
 def table(kind: str, study: str) -> str:
-    """A kind of table of `docs/results/STUDY.json`.
+    """The table that `KINDS` calls `kind`, of `docs/results/STUDY.json`.
 
     Ablations are compared with GAKD; differences, lengths and prices are those of methods with as many seeds as the reference.
     """
