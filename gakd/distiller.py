@@ -7,13 +7,14 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from gakd.adversarial import Adversarial
-from gakd.divergences import CrossEntropy
-from gakd.fused import token_pass, token_values
-from gakd.kernel import Kernel
-from gakd.models import base_of, head_of, hidden_rows
+from gakd.adversary.adversarial import Adversarial
+from gakd.losses.divergences import CrossEntropy
+from gakd.losses.fused import token_pass, token_values
+from gakd.losses.kernel import Kernel
+from gakd.models.heads import head_of, hidden_rows
+from gakd.models.lora import base_of
+from gakd.models.sharding import inside
 from gakd.objective import Coefficients, Objective
-from gakd.sharding import inside
 from gakd.types import Batch, StudentOutput, StudentRows, TeacherOutput, TokenTerm
 from gakd.weights import Balanced
 

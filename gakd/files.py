@@ -38,3 +38,11 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def cache_dir() -> Path:
+    """`$GAKD_CACHE`, or `gakd` in `$XDG_CACHE_HOME`, or `~/.cache/gakd`; created on first use."""
+    root = os.environ.get("GAKD_CACHE")
+    base = Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gakd"
+    base.mkdir(parents=True, exist_ok=True)
+    return base

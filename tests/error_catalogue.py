@@ -22,7 +22,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from gakd import cli
 from gakd.cli import parse
-from gakd.training import Run
+from gakd.run import Run
 from tests import tiny
 from tests.recipe_runs import arguments, make_material, module_of
 
@@ -59,7 +59,7 @@ def _raises(error: Exception) -> Callable[[pytest.MonkeyPatch], None]:
         raise error
 
     def prepare(patch: pytest.MonkeyPatch) -> None:
-        patch.setattr("gakd.training.Run.backward", fail)
+        patch.setattr("gakd.run.training.Run.backward", fail)
 
     return prepare
 
@@ -68,7 +68,7 @@ def _full_disk(patch: pytest.MonkeyPatch) -> None:
     def fail(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    patch.setattr("gakd.checkpoint.save_file", fail)
+    patch.setattr("gakd.run.checkpoint.save_file", fail)
 
 
 def _nan(patch: pytest.MonkeyPatch) -> None:

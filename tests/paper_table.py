@@ -7,7 +7,7 @@ import json
 import re
 from typing import Any
 
-from gakd.recipe_files import entry
+from gakd.cli.recipe_files import entry
 from tests.recipe_runs import module_of
 from tests.recipe_table import RECIPES, ROOT
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from gakd import flags
 from gakd.cli import parse
-from gakd.recipe_files import load_recipe
+from gakd.cli.recipe_files import load_recipe
 from tests import tiny
 from tests.recipe_table import RECIPES, ROOT
 

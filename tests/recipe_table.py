@@ -6,7 +6,7 @@ import ast
 import difflib
 from pathlib import Path
 
-from gakd.recipe_files import entry, recipes
+from gakd.cli.recipe_files import entry, recipes
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "recipes" / "README.md"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gakd.evaluation import Evaluation
-from gakd.logs import MetricsLog
+from gakd.logging import MetricsLog
 
 LOSSES = {
     "gakd": ("cross_entropy", "reverse_kl", "adversarial"),

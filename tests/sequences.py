@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from gakd import Adversarial, Head, LogitReadout, ReverseKL, StudentOutput, TeacherOutput
-from gakd.adversarial import AdversarialOutput
-from gakd.divergences import TokenLoss
-from gakd.games import Game
+from gakd.adversary import AdversarialOutput, Game
+from gakd.losses.divergences import TokenLoss
 from gakd.objective import Coefficients
 from gakd.types import Batch, StudentRows, TokenChunk
 

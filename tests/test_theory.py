@@ -27,8 +27,8 @@ from gakd import (
     TransformerDiscriminator,
     WassersteinGAN,
 )
-from gakd.functional import logit_gradient, reverse_kl_with_gradient
-from gakd.games import Game
+from gakd.adversary import Game
+from gakd.losses.functional import logit_gradient, reverse_kl_with_gradient
 from tests.sequences import (
     LinearDiscriminator,
     Texts,

@@ -1,11 +1,15 @@
-"""Text to batches: sources, prompts, windows, collation."""
+"""Text to batches: sources, prompts, windows, collation.
+
+Imports the leaves and `types`.
+"""
 
 from gakd.data.alignment import Aligned, align
 from gakd.data.collate import collate
-from gakd.data.load import Data, DataConfig, load_data, load_split
+from gakd.data.load import Data, DataConfig, load_data, load_split, spread
 from gakd.data.prompts import Example, encode, render
 from gakd.data.rows import DataError, Message, Row
-from gakd.data.sources import Split, load_rows
+from gakd.data.sources import load_rows
+from gakd.data.splits import Split
 from gakd.data.windows import Windows, padding_share, split_window
 
 __all__ = [
@@ -27,4 +31,5 @@ __all__ = [
     "padding_share",
     "render",
     "split_window",
+    "spread",
 ]

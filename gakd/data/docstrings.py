@@ -21,9 +21,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from gakd.cache import cache_dir
 from gakd.data.rows import DataError, Row
-from gakd.data.sources import Split, split_of_key
+from gakd.data.splits import Split, split_of_key
+from gakd.files import cache_dir
 
 PACKAGES = ("numpy", "torch", "pandas")
 # Modules that open windows, start programs, run for long or print when imported, tests, and what only imports where yet another

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -9,7 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from gakd.data.prompts import Example, Template, encode
 from gakd.data.rows import DataError
-from gakd.data.sources import Split, load_rows
+from gakd.data.sources import load_rows
+from gakd.data.splits import Split
 
 
 @dataclass
@@ -48,7 +50,9 @@ def load_data(config: DataConfig, tokenizer: PreTrainedTokenizerBase, batch_size
             f"{len(train)} training examples do not fill one batch of {batch_size}: give more data or a smaller --batch-size"
         )
     if not isinstance(tokenizer.pad_token_id, int):
-        raise DataError("the tokenizer has no padding token: load it with gakd.models.load_tokenizer, or set pad_token")
+        raise DataError(
+            "the tokenizer has no padding token: load it with gakd.models.loading.load_tokenizer, or set pad_token"
+        )
     return Data(train, valid, test, tokenizer.pad_token_id, config)
 
 
@@ -59,3 +63,9 @@ def load_split(config: DataConfig, tokenizer: PreTrainedTokenizerBase, split: Sp
     dataset = config.dataset if named is None else named
     rows = load_rows(dataset, split, config.skip_bad_rows, whole=named is not None)
     return encode(rows, tokenizer, config.template, config.max_length, config.max_prompt_length)
+
+
+def spread(examples: Sequence[Example], count: int) -> list[Example]:
+    """At most `count` of the examples, evenly spaced: a file may be sorted, and its beginning then no fair sample."""
+    count = min(count, len(examples))
+    return [examples[index * len(examples) // count] for index in range(count)]

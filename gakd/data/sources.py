@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from gakd.data.rows import DataError, Row, row_from
-
-Split = Literal["train", "valid", "test"]
+from gakd.data.splits import Split, split_of
 
 
 class _HubSet(NamedTuple):
@@ -90,16 +88,6 @@ def _path(dataset: str) -> Path:
     except (OSError, RuntimeError, ValueError) as error:
         raise DataError(f"{dataset[:60]!r} is no usable path: {error.args[-1]}; give a file or a folder") from None
     return path
-
-
-def split_of(row: Row) -> Split:
-    """96% train, 2% valid, 2% test by SHA-256 of the prompt: the same prompt is on the same side, everywhere and always."""
-    return split_of_key(f"{row.instruction}\n{row.input}")
-
-
-def split_of_key(key: str) -> Split:
-    value = int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[:4], "big") % 100
-    return "train" if value < 96 else "valid" if value < 98 else "test"
 
 
 def _file_of(folder: Path, split: Split) -> Path:

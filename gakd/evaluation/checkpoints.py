@@ -9,8 +9,8 @@ from transformers import PreTrainedTokenizerBase
 
 from gakd.data import Example
 from gakd.evaluation.evaluate import Evaluation, evaluate
-from gakd.evaluation.generation import Sampling, special_ids
 from gakd.evaluation.teacher_metrics import teacher_outputs
+from gakd.samplers.generation import Sampling, special_ids
 
 
 def evaluate_checkpoints(

@@ -11,10 +11,10 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from gakd.data import Example
-from gakd.divergences import ReverseKL
-from gakd.evaluation.generation import Generation, Sampling, generate, special_ids
 from gakd.evaluation.teacher_metrics import divergences_to_teacher
 from gakd.evaluation.text_metrics import corpus_exact_match, rouge_l
+from gakd.losses.divergences import ReverseKL
+from gakd.samplers.generation import Generation, Sampling, decode, generate, special_ids
 from gakd.types import TeacherOutput
 
 
@@ -96,11 +96,6 @@ def evaluate(
     if len(seeds) > 1:
         result.std = {name: stdev(values) for name, values in result.by_seed.items()}
     return result
-
-
-def decode(tokenizer: PreTrainedTokenizerBase, generations: Sequence[Generation]) -> list[str]:
-    """Texts without special tokens and outer white space, as they are scored."""
-    return [str(tokenizer.decode(generation.ids, skip_special_tokens=True)).strip() for generation in generations]
 
 
 def _text_metrics(

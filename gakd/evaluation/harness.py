@@ -15,7 +15,7 @@ from gakd.data import DataConfig, Split, render
 from gakd.data.prompts import Template
 from gakd.evaluation.suites import load_suite
 from gakd.evaluation.text_metrics import exact_match, rouge_l
-from gakd.models import load_tokenizer
+from gakd.models.loading import load_tokenizer
 
 TASKS = Path(__file__).parent / "harness_task"
 

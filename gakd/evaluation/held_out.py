@@ -12,15 +12,16 @@ from rich.console import Console
 from torch import distributed, nn
 from transformers import PreTrainedTokenizerBase
 
-from gakd.data import Data, Example
-from gakd.evaluation.evaluate import Evaluation, decode, evaluate
-from gakd.evaluation.generation import Sampling, generate
+from gakd.data import Data, Example, spread
+from gakd.evaluation.evaluate import Evaluation, evaluate
 from gakd.evaluation.plots import plot_metrics
 from gakd.evaluation.report import comparison_table, completions_table
 from gakd.evaluation.teacher_metrics import divergences_to_teacher, teacher_cross_entropy, teacher_outputs
 from gakd.evaluation.text_metrics import corpus_rouge_l
-from gakd.export import write_folder
-from gakd.teachers import CachedTeacher, LocalTeacher
+from gakd.models.export import write_folder
+from gakd.samplers.generation import Sampling, decode, generate
+from gakd.teachers.cached import CachedTeacher
+from gakd.teachers.local import LocalTeacher
 from gakd.types import TeacherOutput
 
 SHOWN_COMPLETIONS = 3
@@ -121,12 +122,6 @@ class HeldOut:
                 outputs = teacher_outputs(self.teacher.model, examples, self.pad_token_id, size)
             self._teacher_outputs[split] = outputs
         return self._teacher_outputs[split]
-
-
-def spread(examples: Sequence[Example], count: int) -> list[Example]:
-    """At most `count` of the examples, evenly spaced: a file may be sorted, and its beginning then no fair sample."""
-    count = min(count, len(examples))
-    return [examples[index * len(examples) // count] for index in range(count)]
 
 
 def conclude(folder: Path, student: nn.Module, held_out: HeldOut, before: dict[str, Any], main: bool = True) -> None:

@@ -11,10 +11,10 @@ from typing import Any
 from gakd.data import Example
 from gakd.errors import InputError
 from gakd.evaluation.evaluate import Evaluation
-from gakd.evaluation.resumable import check_settings
 from gakd.evaluation.suites import SuiteScores, is_long, suite_scores
 from gakd.files import write_json
-from gakd.fingerprints import model_files, text_digest
+from gakd.models.fingerprints import model_files, text_digest
+from gakd.samplers.resumable import check_settings
 
 
 class SuiteResults:

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from gakd.data import Example, collate
-from gakd.divergences import CrossEntropy, ForwardKL, ReverseKL
-from gakd.evaluation.mode import device_of, evaluating
-from gakd.fused import token_values
-from gakd.models import head_of, hidden_rows
+from gakd.losses.divergences import CrossEntropy, ForwardKL, ReverseKL
+from gakd.losses.fused import token_values
+from gakd.models.heads import head_of, hidden_rows
+from gakd.samplers.mode import device_of, evaluating
 from gakd.types import Batch, TeacherOutput, TokenTerm
 
 TERMS: tuple[TokenTerm, ...] = (CrossEntropy(), ForwardKL(), ReverseKL())

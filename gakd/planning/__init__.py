@@ -1,1 +1,14 @@
-"""What a run needs, before it is started: parameters, memory by part, FLOPs, from configurations alone."""
+"""Memory and FLOPs of a run before it is started, from configurations alone.
+
+Imports `losses`, `adversary`, `models` and what is below them.
+"""
+
+from gakd.planning.plan import Plan, PlanConfig
+from gakd.planning.planner import largest_micro_batch, plan
+
+__all__ = [
+    "Plan",
+    "PlanConfig",
+    "largest_micro_batch",
+    "plan",
+]

@@ -19,7 +19,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, PreTrainedConfig
 
-from gakd.models import add_lora, head_of, hidden_rows, prune_layers
+from gakd.models.heads import head_of, hidden_rows
+from gakd.models.lora import add_lora
+from gakd.models.pruning import prune_layers
 from gakd.planning.live_bytes import LiveBytes, fill_
 from gakd.types import Batch
 

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from gakd.adversarial import Adversarial
-from gakd.discriminators import TransformerDiscriminator
-from gakd.divergences import CrossEntropy, ReverseKL
-from gakd.games import RelativisticGAN
-from gakd.kernel import row_losses_and_gradient
+from gakd.adversary.adversarial import Adversarial
+from gakd.adversary.discriminators import TransformerDiscriminator
+from gakd.adversary.games import RelativisticGAN
+from gakd.adversary.readouts.logits import CenteredLogitReadout
+from gakd.losses.divergences import CrossEntropy, ReverseKL
+from gakd.losses.kernel import row_losses_and_gradient
 from gakd.objective import Coefficients
 from gakd.planning.live_bytes import LiveBytes
-from gakd.readouts import CenteredLogitReadout
 from gakd.types import Batch, Head, LogitShape, StudentOutput, StudentRows, TeacherOutput
 
 

@@ -5,9 +5,15 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from gakd.flags import COUNT, POSITIVE, Bound
 from gakd.planning.footprint import Shape
 
 GB = 10**9
+BOUNDS = {
+    "micro_batch_size": COUNT, "devices": COUNT, "num_nodes": COUNT, "discriminator_width": COUNT, "length": COUNT,
+    "readout_width": Bound(at_least=1, at_most=2**20), "response_share": Bound(above=0, at_most=1),
+    "lora_rank": Bound(at_least=0, at_most=2**16), "lora_dropout": Bound(at_least=0, below=1), "device_memory": POSITIVE,
+}  # fmt: skip
 
 
 @dataclass

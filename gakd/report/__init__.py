@@ -1,1 +1,4 @@
-"""`gakd report`: run folders as one HTML page."""
+"""Runs compared on one page: what their folders hold, read, grouped and drawn.
+
+Imports `evaluation` and what is below it.
+"""

@@ -1,1 +1,4 @@
-"""A controlled comparison of methods in a mini world: one teacher, one student, many runs, error bars."""
+"""A study: many methods, seeds and measures from one command, never the same run twice.
+
+Imports every room; nothing imports it.
+"""

@@ -16,10 +16,10 @@ from typing import NamedTuple
 
 import torch
 
-from gakd.cli import parse
+from gakd.cli.entry import parse
+from gakd.cli.recipe_files import load_recipe
 from gakd.files import write_json
 from gakd.machine import peak_memory
-from gakd.recipe_files import load_recipe
 from gakd.study.scoring import Scoring, score
 
 COST, SPENT, LOG = "cost.json", "spent.json", "log.txt"
@@ -152,7 +152,7 @@ def _context() -> ForkServerContext | SpawnContext:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["gakd.study.runs", "gakd.training", "matplotlib.backends.backend_agg"])
+    context.set_forkserver_preload(["gakd.study.runs", "gakd.run.training", "matplotlib.backends.backend_agg"])
     return context
 
 

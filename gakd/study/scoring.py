@@ -13,12 +13,12 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from gakd.data import DataConfig, Example, Split, load_split
-from gakd.divergences import CrossEntropy, ForwardKL, ReverseKL
-from gakd.evaluation import Generation, Sampling, decode, divergence_sums, generate, rouge_l, teacher_outputs
-from gakd.evaluation.generation import special_ids
+from gakd.evaluation import divergence_sums, rouge_l, teacher_outputs
 from gakd.files import write_json
-from gakd.fused import token_values
-from gakd.models import load_model, load_tokenizer
+from gakd.losses.divergences import CrossEntropy, ForwardKL, ReverseKL
+from gakd.losses.fused import token_values
+from gakd.models.loading import load_model, load_tokenizer
+from gakd.samplers.generation import Generation, Sampling, decode, generate, special_ids
 from gakd.study.text_measures import BUCKETS, bucket_of, distinct_n, repetition
 from gakd.study.two_sample import two_sample_correct
 from gakd.study.world import World

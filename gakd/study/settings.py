@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from gakd.evaluation import check_settings
+from gakd.samplers.resumable import check_settings
 
 
 def keep_to(path: Path, settings: dict[str, Any]) -> bool:

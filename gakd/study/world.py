@@ -13,15 +13,16 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from gakd.data import Example, Row, Split, load_rows
+from gakd.data.load import spread
 from gakd.data.prompts import encode
 from gakd.data.rows import record_of
 from gakd.errors import InputError
-from gakd.evaluation.generation import special_ids
-from gakd.evaluation.held_out import spread
-from gakd.export import write_folder
 from gakd.files import write_json
-from gakd.models import ModelConfig, load_shared_tokenizer, load_student
+from gakd.models.export import write_folder
+from gakd.models.loading import ModelConfig, load_student
+from gakd.samplers.generation import special_ids
 from gakd.study.settings import keep_to
+from gakd.teachers.loading import load_shared_tokenizer
 
 END, PADDING, USER, ASSISTANT = "<|end|>", "<|padding|>", "<|user|>", "<|assistant|>"
 SPECIAL = (END, PADDING, USER, ASSISTANT)

@@ -23,16 +23,15 @@ from gakd import (
     ReverseKL,
     TransformerDiscriminator,
     balanced,
-    demo,
     logit_readout,
     ramp,
 )
-from gakd.cli import start
+from gakd.cli import demo, start
 from gakd.data import DataConfig, load_data
 from gakd.evaluation import EvaluationConfig, HeldOut, conclude
-from gakd.models import ModelConfig, head_of, load_shared_tokenizer, load_student
-from gakd.teachers import load_teacher
-from gakd.training import Run, RunConfig
+from gakd.models import ModelConfig, head_of, load_student
+from gakd.run import Run, RunConfig
+from gakd.teachers import load_shared_tokenizer, load_teacher
 
 
 @dataclass

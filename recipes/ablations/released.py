@@ -10,7 +10,7 @@
 - Losses are means of a micro-batch: a token of short texts counts for more.
 
 Not reproduced: a discriminator of its own for each GPU, bf16 in it, its unused LM head, second runs of the teacher, the order
-of the data. The arithmetic is in gakd/published.py.
+of the data. The arithmetic is in gakd/adversary/published.py.
 
 Without --student: SmolLM2-135M-Instruct into its own every third layer, on docstrings, twenty minutes on two CPU cores.
 
@@ -24,16 +24,16 @@ from pathlib import Path
 
 import torch
 
-from gakd import CrossEntropy, LocalTeacher, ReverseKL, demo, pretrained_discriminator
-from gakd.cli import start
+from gakd import CrossEntropy, LocalTeacher, ReverseKL, pretrained_discriminator
+from gakd.adversary.published import discriminator_losses, padded, student_losses, whole_logits
+from gakd.cli import demo, start
 from gakd.data import DataConfig, load_data
 from gakd.errors import InputError
 from gakd.evaluation import EvaluationConfig, HeldOut, conclude
-from gakd.evaluation.generation import special_ids
-from gakd.models import ModelConfig, head_of, load_shared_tokenizer, load_student
-from gakd.published import discriminator_losses, padded, student_losses, whole_logits
-from gakd.teachers import load_teacher
-from gakd.training import Run, RunConfig
+from gakd.models import ModelConfig, head_of, load_student
+from gakd.run import Run, RunConfig
+from gakd.samplers import special_ids
+from gakd.teachers import load_shared_tokenizer, load_teacher
 
 
 @dataclass

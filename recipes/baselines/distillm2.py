@@ -14,17 +14,25 @@ In --help, [brackets] hold the paper's values. Without --student, the defaults s
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gakd import Distiller, SkewForwardKL, SkewReverseKL, demo, ramp
-from gakd.adaptive_skew import adaptive_skew
-from gakd.cli import start
+from gakd import Distiller, SkewForwardKL, SkewReverseKL, ramp
+from gakd.cli import demo, start
 from gakd.data import DataConfig, load_data
-from gakd.evaluation import EvaluationConfig, HeldOut, Sampling, conclude
-from gakd.models import ModelConfig, load_shared_tokenizer, load_student
-from gakd.rollouts import policy_log_probs, rollout_of, teacher_log_probs, with_rows
-from gakd.samplers import ModelSampler, resample
-from gakd.teacher_text import TeacherTextConfig, teacher_examples
-from gakd.teachers import load_reader
-from gakd.training import Run, RunConfig
+from gakd.evaluation import EvaluationConfig, HeldOut, conclude
+from gakd.models import ModelConfig, load_student
+from gakd.rewards import adaptive_skew
+from gakd.run import Run, RunConfig
+from gakd.samplers import (
+    ModelSampler,
+    Sampling,
+    TeacherTextConfig,
+    policy_log_probs,
+    resample,
+    rollout_of,
+    teacher_examples,
+    teacher_log_probs,
+    with_rows,
+)
+from gakd.teachers import load_reader, load_shared_tokenizer
 
 
 @dataclass

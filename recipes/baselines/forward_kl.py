@@ -8,13 +8,13 @@ In --help, [brackets] hold the paper's values. Without --student, the defaults s
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gakd import CrossEntropy, Distiller, ForwardKL, demo
-from gakd.cli import start
+from gakd import CrossEntropy, Distiller, ForwardKL
+from gakd.cli import demo, start
 from gakd.data import DataConfig, load_data
 from gakd.evaluation import EvaluationConfig, HeldOut, conclude
-from gakd.models import ModelConfig, load_shared_tokenizer, load_student
-from gakd.teachers import load_teacher
-from gakd.training import Run, RunConfig
+from gakd.models import ModelConfig, load_student
+from gakd.run import Run, RunConfig
+from gakd.teachers import load_shared_tokenizer, load_teacher
 
 
 @dataclass

@@ -17,20 +17,27 @@ from pathlib import Path
 
 import torch
 
-from gakd import CrossEntropy, Distiller, RelativisticGAN, demo, ramp, stepwise
-from gakd.cli import start
+from gakd import CrossEntropy, Distiller, RelativisticGAN, ramp, stepwise
+from gakd.adversary import TextDiscriminator, compare, scores_of
+from gakd.cli import demo, start
 from gakd.data import DataConfig, load_data
-from gakd.evaluation import EvaluationConfig, HeldOut, Sampling, conclude
-from gakd.models import ModelConfig, load_backbone, load_shared_tokenizer, load_student
-from gakd.policy_gradient import KLToReference, PolicyGradient
-from gakd.reward_shapers import GroupNormalize, RewardToGo
-from gakd.rewards import DiscriminatorScore
-from gakd.rollouts import model_log_probs, policy_log_probs, rollout_of, with_advantages
-from gakd.samplers import ModelSampler, resample
-from gakd.teacher_text import TeacherTextConfig, teacher_examples
-from gakd.teachers import load_reader
-from gakd.text_discriminator import TextDiscriminator, compare, scores_of
-from gakd.training import Run, RunConfig
+from gakd.evaluation import EvaluationConfig, HeldOut, conclude
+from gakd.losses import KLToReference, PolicyGradient
+from gakd.models import ModelConfig, load_backbone, load_student
+from gakd.rewards import DiscriminatorScore, GroupNormalize, RewardToGo
+from gakd.run import Run, RunConfig
+from gakd.samplers import (
+    ModelSampler,
+    Sampling,
+    TeacherTextConfig,
+    model_log_probs,
+    policy_log_probs,
+    resample,
+    rollout_of,
+    teacher_examples,
+    with_advantages,
+)
+from gakd.teachers import load_reader, load_shared_tokenizer
 
 
 @dataclass

@@ -11,14 +11,14 @@ In --help, [brackets] hold the values of TRL's implementation. Without --student
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gakd import Distiller, JensenShannon, demo
-from gakd.cli import start
+from gakd import Distiller, JensenShannon
+from gakd.cli import demo, start
 from gakd.data import DataConfig, load_data
-from gakd.evaluation import EvaluationConfig, HeldOut, Sampling, conclude
-from gakd.models import ModelConfig, load_shared_tokenizer, load_student
-from gakd.samplers import Mixture, ModelSampler, dataset_sampler, resample
-from gakd.teachers import load_reader
-from gakd.training import Run, RunConfig
+from gakd.evaluation import EvaluationConfig, HeldOut, conclude
+from gakd.models import ModelConfig, load_student
+from gakd.run import Run, RunConfig
+from gakd.samplers import Mixture, ModelSampler, Sampling, dataset_sampler, resample
+from gakd.teachers import load_reader, load_shared_tokenizer
 
 
 @dataclass

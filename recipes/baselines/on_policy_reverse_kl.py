@@ -13,18 +13,24 @@ In --help, [brackets] hold the values of tinker's recipe. Without --student, the
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gakd import Distiller, demo
-from gakd.cli import start
+from gakd import Distiller
+from gakd.cli import demo, start
 from gakd.data import DataConfig, load_data
-from gakd.evaluation import EvaluationConfig, HeldOut, Sampling, conclude
-from gakd.models import ModelConfig, load_shared_tokenizer, load_student
-from gakd.policy_gradient import PolicyGradient
-from gakd.reward_shapers import RewardToGo
-from gakd.rewards import TeacherLogRatio
-from gakd.rollouts import policy_log_probs, rollout_of, teacher_log_probs, with_advantages
-from gakd.samplers import ModelSampler, resample
-from gakd.teachers import load_reader
-from gakd.training import Run, RunConfig
+from gakd.evaluation import EvaluationConfig, HeldOut, conclude
+from gakd.losses import PolicyGradient
+from gakd.models import ModelConfig, load_student
+from gakd.rewards import RewardToGo, TeacherLogRatio
+from gakd.run import Run, RunConfig
+from gakd.samplers import (
+    ModelSampler,
+    Sampling,
+    policy_log_probs,
+    resample,
+    rollout_of,
+    teacher_log_probs,
+    with_advantages,
+)
+from gakd.teachers import load_reader, load_shared_tokenizer
 
 
 @dataclass

@@ -12,15 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from gakd import Distiller, ForwardKL, JensenShannon, ReverseKL, demo
-from gakd.cli import start
+from gakd import Distiller, ForwardKL, JensenShannon, ReverseKL
+from gakd.cli import demo, start
 from gakd.data import DataConfig, load_data
-from gakd.evaluation import EvaluationConfig, HeldOut, Sampling, conclude
-from gakd.models import ModelConfig, load_shared_tokenizer, load_student
-from gakd.samplers import resample
-from gakd.teachers import load_reader
-from gakd.training import Run, RunConfig
-from gakd.two_model_samplers import SpeculativeSampler
+from gakd.evaluation import EvaluationConfig, HeldOut, conclude
+from gakd.models import ModelConfig, load_student
+from gakd.run import Run, RunConfig
+from gakd.samplers import Sampling, SpeculativeSampler, resample
+from gakd.teachers import load_reader, load_shared_tokenizer
 
 
 @dataclass

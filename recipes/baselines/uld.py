@@ -14,13 +14,13 @@ In --help, [brackets] hold the paper's values. Without --student, the defaults s
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gakd import CrossEntropy, Distiller, UniversalLogit, demo
-from gakd.aligned_teacher import load_aligned_teacher
-from gakd.cli import start
+from gakd import CrossEntropy, Distiller, UniversalLogit
+from gakd.cli import demo, start
 from gakd.data import DataConfig, load_data
 from gakd.evaluation import EvaluationConfig, HeldOut, conclude
 from gakd.models import ModelConfig, load_student, load_tokenizer
-from gakd.training import Run, RunConfig
+from gakd.run import Run, RunConfig
+from gakd.teachers import load_aligned_teacher
 
 
 @dataclass

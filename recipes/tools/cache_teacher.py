@@ -16,16 +16,16 @@ from typing import Any, Literal
 import torch
 import tyro
 
-from gakd.cache_writer import CacheWriter, batched, sharded
 from gakd.cli import run
 from gakd.data import DataConfig, Example, Split, collate, load_split
-from gakd.evaluation.generation import special_ids
-from gakd.fingerprints import model_files, text_digest, tokenizer_fingerprint
-from gakd.logs import ProgressView
-from gakd.model_names import ModelError, local_folder
-from gakd.models import check_tokenizers, load_model, load_tokenizer
-from gakd.teacher_cache import DTYPES, MANIFEST, read_manifest
-from gakd.teachers import LocalTeacher
+from gakd.logging import ProgressView
+from gakd.models import ModelError, check_tokenizers, load_model, load_tokenizer, model_files, tokenizer_fingerprint
+from gakd.models.fingerprints import text_digest
+from gakd.models.names import local_folder
+from gakd.samplers import special_ids
+from gakd.teachers import CacheWriter, LocalTeacher
+from gakd.teachers.cache import DTYPES, MANIFEST, read_manifest
+from gakd.teachers.cache_writer import batched, sharded
 
 
 @dataclass

@@ -23,7 +23,6 @@ from gakd.cli import run
 from gakd.data import DataConfig, Split, load_split
 from gakd.evaluation import (
     Evaluation,
-    Sampling,
     SuiteResults,
     checkpoints_table,
     evaluate_checkpoints,
@@ -33,6 +32,7 @@ from gakd.evaluation import (
 )
 from gakd.files import write_json
 from gakd.models import check_tokenizers, load_model, load_tokenizer
+from gakd.samplers import Sampling
 
 
 @dataclass

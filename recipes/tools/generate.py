@@ -18,9 +18,8 @@ from torch import nn
 
 from gakd.cli import run
 from gakd.data import DataConfig, Split, load_split
-from gakd.evaluation import ResumableRows, Sampling
 from gakd.models import load_model, load_tokenizer
-from gakd.teacher_text import write_responses
+from gakd.samplers import ResumableRows, Sampling, write_responses
 
 
 @dataclass

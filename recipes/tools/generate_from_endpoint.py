@@ -17,9 +17,8 @@ import tyro
 
 from gakd.cli import run
 from gakd.data import Split, load_rows
-from gakd.endpoint import EndpointTeacher, response_records
-from gakd.endpoint_config import EndpointConfig
 from gakd.errors import InputError
+from gakd.samplers import EndpointConfig, EndpointTeacher, response_records
 
 
 @dataclass

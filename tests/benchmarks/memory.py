@@ -19,8 +19,8 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from gakd.planning.command import plan
 from gakd.planning.plan import GB, PlanConfig
+from gakd.planning.planner import plan
 from tests import tiny
 from tests.benchmarks.harness import ENVIRONMENT, REPOSITORY
 

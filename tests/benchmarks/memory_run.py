@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor
 from torch.profiler import ProfilerActivity, profile
 
 from gakd.data import Data
-from gakd.training import Run
+from gakd.run import Run
 from gakd.types import Batch
 from tests.benchmarks.worker import _status
 from tests.recipe_runs import run_here

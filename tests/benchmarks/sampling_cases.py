@@ -16,9 +16,7 @@ import torch
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from gakd.evaluation.generation import Sampling
-from gakd.samplers import ModelSampler, Sample, Sampler
-from gakd.two_model_samplers import TeacherMixedSampler
+from gakd.samplers import ModelSampler, Sample, Sampler, Sampling, TeacherMixedSampler
 from tests.benchmarks.work import Work, working_dtype
 
 ALPHA = 0.2  # the teacher's share in MiniLLM's experiments

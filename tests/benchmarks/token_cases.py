@@ -116,8 +116,7 @@ def _floor(inputs: Inputs) -> Work:
 
 
 def _ours(inputs: Inputs, parameters: dict[str, Any], frozen: bool) -> Work:
-    from gakd import divergences
-    from gakd.fused import token_pass
+    from gakd.losses import divergences, token_pass
     from gakd.types import Head, TeacherOutput
 
     inputs.weight_VH.requires_grad_(not frozen)

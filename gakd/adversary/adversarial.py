@@ -1,0 +1,193 @@
+"""The adversary: the term that plays a game between a student and a discriminator.
+
+Real is the teacher, fake the student, on the same tokens of the same sequence. Both updates use the networks as they were
+at the start of the optimizer step and are applied together at its end (simultaneous updates), so that the result does
+not depend on how the step is cut into micro-batches or ranks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from gakd.adversary.games import Game, Penalty
+from gakd.adversary.readouts.protocol import Readout
+from gakd.models.sharding import inside
+from gakd.objective import Coefficients, Term
+from gakd.types import Batch, StudentOutput, TeacherOutput
+from gakd.weights import Balanced, Weight
+
+
+class AdversarialOutput(NamedTuple):
+    loss: Tensor  # scalar for the student: the coefficient times the summed losses, live
+    losses: dict[str, Tensor]  # per sequence [B], detached: the student's loss, and `discriminator_*` statistics
+
+
+class Adversarial(nn.Module, Term):
+    """A sequence-level game against a discriminator of teacher and student readouts, as a term of an objective.
+
+    One call plays both sides on one micro-batch: it adds the discriminator's gradient on detached rows to its parameters,
+    and returns the student's loss on live ones. The module is replicated, fp32, outside any wrapper; its gradients are
+    sums over sequences divided by the global sequence count, to be summed over ranks. `flush` ends the step.
+
+    The discriminator scores the same rows more than once, so it must be deterministic: no dropout.
+    """
+
+    unit: Literal["token", "sequence"] = "sequence"
+    needs_teacher = True
+
+    def __init__(self, discriminator: nn.Module, game: Game, readout: Readout, name: str = "adversarial") -> None:
+        super().__init__()
+        self.discriminator = discriminator
+        self.game = game
+        self.readout = readout
+        self.name = name
+        self.balance: Balanced | None = None
+        self._student: tuple[nn.Module, ...] = ()  # a tuple hides the module from registration
+
+    def plays_for(self, student: nn.Module) -> None:
+        """Take in whose head the readout projects: where it is sharded, `flush` needs it whole again."""
+        self._student = (student,)
+
+    def weigh(self, weight: Weight) -> None:
+        """Take in the weight that the objective gives this term: the state of a balanced one is saved with the adversary's."""
+        self.balance = weight if isinstance(weight, Balanced) else None
+
+    def __str__(self) -> str:
+        parts = self.game, type(self.discriminator).__name__, type(self.readout).__name__
+        return f"{self.name}({', '.join(map(str, parts))})"
+
+    def forward(
+        self, output: StudentOutput, teacher: TeacherOutput, batch: Batch, coefficients: Coefficients
+    ) -> AdversarialOutput:
+        """Adds the discriminator's gradient, returns the student's loss; nothing at all while the weight is 0."""
+        coefficient = coefficients.terms[self.name]
+        if coefficient == 0 or output.readout is None:
+            return AdversarialOutput(output.loss.new_zeros(()), {})
+        rows = output.readout
+        packed_BT = pack_mask(batch)
+        # A sequence without supervised tokens has no readout to score.
+        valid_B = packed_BT.any(1).to(rows.live_NR.dtype)
+
+        def score(readout_BTR: Tensor) -> Tensor:
+            return self.discriminator(readout_BTR, packed_BT)
+
+        step_rows, readout = coefficients.step_rows, self.readout
+        real_NR = readout.detached(teacher.hidden_NH, teacher.head, step_rows, rows.teacher_log_normalizers_N)
+        fake_NR = readout.detached(rows.hidden_NH, None, step_rows, rows.log_normalizers_N)
+        real_BTR, fake_BTR = pack(real_NR, batch), pack(fake_NR, batch)
+        with torch.no_grad():
+            real_B, fake_B = score(real_BTR), score(fake_BTR)
+        statistics = self._discriminate(real_BTR, fake_BTR, real_B, fake_B, score, valid_B * coefficients.per_sequence)
+
+        with frozen(self.discriminator):
+            losses_B = self.game.student(score(pack(rows.live_NR, batch)), real_B) * valid_B
+        statistics = {name: values_B * valid_B for name, values_B in statistics.items()}
+        return AdversarialOutput(coefficient * losses_B.sum(), {self.name: losses_B.detach(), **statistics})
+
+    def _discriminate(
+        self, real_BTR: Tensor, fake_BTR: Tensor, real_B: Tensor, fake_B: Tensor,
+        score: Callable[[Tensor], Tensor], weights_B: Tensor,
+    ) -> dict[str, Tensor]:  # fmt: skip
+        """Adds the discriminator's gradient, one point after the other.
+
+        A loss couples its points through their scores alone. So its slope at the known scores is enough to send each
+        back by itself, and the graph of one penalty, the largest thing a step holds, is gone before the next is built.
+        """
+        scores = real_B.detach().requires_grad_(), fake_B.detach().requires_grad_()
+        losses_B = self.game.discriminator(scores[1], scores[0])
+        slope_of_real_B, slope_of_fake_B = torch.autograd.grad((losses_B * weights_B).sum(), scores)
+        real, fake = real_BTR.detach().requires_grad_(), fake_BTR.detach().requires_grad_()
+        penalties = self.game.penalties
+        penalty_B = self._send_back(real, slope_of_real_B, penalties.get("real"), score, weights_B)
+        penalty_B = penalty_B + self._send_back(fake, slope_of_fake_B, penalties.get("fake"), score, weights_B)
+        if "between" in penalties:
+            # Readouts are linear, so what they give may be interpolated in place of what they read.
+            between_BTR = torch.lerp(fake, real, torch.rand_like(real_B).view(-1, 1, 1))
+            no_slope_B = torch.zeros_like(real_B)
+            penalty_B = penalty_B + self._send_back(between_BTR, no_slope_B, penalties["between"], score, weights_B)
+        # A readout without parameters of the discriminator's side, of hidden states, leads nowhere.
+        for rows_BTR, gradient in ((real_BTR, real.grad), (fake_BTR, fake.grad)):
+            if rows_BTR.requires_grad:
+                rows_BTR.backward(gradient)
+        margin_B = real_B - fake_B
+        return {
+            "discriminator": losses_B.detach(),
+            "discriminator_penalty": penalty_B,
+            "discriminator_margin": margin_B,
+            "discriminator_accuracy": (margin_B > 0).float() + (margin_B == 0).float() / 2,
+        }
+
+    def _send_back(
+        self, readout_BTR: Tensor, slope_B: Tensor, penalty: Penalty | None, score: Callable[[Tensor], Tensor],
+        weights_B: Tensor,
+    ) -> Tensor:  # fmt: skip
+        """Adds the gradient of the scores of one point, and of their penalty, which is returned `[B]`."""
+        score_B = score(readout_BTR)
+        loss, penalty_B = (score_B * slope_B).sum(), torch.zeros_like(slope_B)
+        if penalty is not None:
+            (gradient_BTR,) = torch.autograd.grad(score_B.sum(), readout_BTR, create_graph=True)
+            penalty_B = penalty(self.readout.squared_norm(gradient_BTR))
+            loss = loss + (penalty_B * weights_B).sum()
+        loss.backward()
+        return penalty_B.detach()
+
+    def flush(self) -> None:
+        """Bring the step's gradients home to the readout's parameters; call before the discriminator's optimizer steps."""
+        if self._student:
+            inside(self._student[0], self.readout.flush)
+        else:
+            self.readout.flush()
+
+
+class GameWatch:
+    """Notices a game that is lost: every pair, or as good as a coin toss, told apart for `patience` steps on end."""
+
+    def __init__(self, patience: int = 50) -> None:
+        self.patience = patience
+        self._verdict, self._steps = "", 0
+
+    def observe(self, accuracy: float) -> str | None:
+        """Once per spell, what is wrong and what to change."""
+        verdict = {1.0: "won by the discriminator", 0.5: "undecided"}.get(accuracy, "")
+        self._steps = self._steps + 1 if verdict == self._verdict else 1
+        self._verdict = verdict
+        if not verdict or self._steps != self.patience:
+            return None
+        if accuracy == 1.0:
+            remedy = "lower --discriminator-learning-rate, or raise its penalties' weights"
+        else:
+            remedy = "raise --discriminator-learning-rate, or lower its penalties' weights"
+        return f"the game has been {verdict} for {self.patience} steps: the student learns little from it; {remedy}"
+
+
+def pack_mask(batch: Batch) -> Tensor:
+    """Which positions of packed rows are real: each sequence's supervised ones, moved to the left, `[B, T']` bool."""
+    shape = len(batch.lengths), max(batch.lengths)
+    real = torch.zeros(math.prod(shape), dtype=torch.bool, device=batch.slots_N.device)
+    return real.index_fill_(0, batch.slots_N, True).view(shape)
+
+
+def pack(rows_NR: Tensor, batch: Batch) -> Tensor:
+    """Supervised rows to `[B, T', R]`, left-aligned, zero on padding: no prompt, no padding, positions from 0."""
+    shape = len(batch.lengths), max(batch.lengths)
+    padded = rows_NR.new_zeros(math.prod(shape), rows_NR.shape[-1])
+    return padded.index_copy(0, batch.slots_N, rows_NR).view(*shape, rows_NR.shape[-1])
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Build graphs through a module without its parameters in them."""
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)

@@ -1,0 +1,13 @@
+"""Command lines: a recipe's flags, the command `gakd` and what it runs, the demo's settings.
+
+Imports every room but `study`.
+"""
+
+from typing import TYPE_CHECKING
+
+from gakd.lazy import lazily
+
+if TYPE_CHECKING:
+    from gakd.cli.entry import parse, run, start
+
+__getattr__, __dir__, __all__ = lazily(__name__, __file__)

@@ -1,0 +1,80 @@
+"""Command lines: a recipe's configuration from its flags."""
+
+from __future__ import annotations
+
+import errno
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+import tyro
+
+from gakd.cli import config_file
+from gakd.errors import InputError, RunError
+
+Config = TypeVar("Config")
+
+
+def start(main: Callable[[Config], None], paper: Config, demo: Config, description: str | None) -> None:
+    """A recipe's entry: `parse` the command line, then `main`, as `run` runs it."""
+    run(lambda arguments: main(parse(paper, demo, description, arguments)), sys.argv[1:])
+
+
+def run(main: Callable[[Config], None], config: Config) -> None:
+    """Run `main`; bad input ends with its one line and exit status 2, a broken run with 1; warnings take one line each."""
+    warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    warnings.simplefilter("ignore", FutureWarning)  # from one library about another: nothing a user could act on
+    try:
+        main(config)
+    except RunError as error:
+        print(f"error: {_line(error)}", file=sys.stderr)
+        sys.exit(1)
+    except ValueError as error:
+        if not _is_ours(error):
+            raise
+        print(f"error: {_line(error)}", file=sys.stderr)
+        sys.exit(2)
+    except torch.OutOfMemoryError as error:
+        reason = str(error).partition(". ")[0]
+        print(
+            f"error: {reason}: lower --micro-batch-size (the result stays the same), add --activation-checkpointing, or ask "
+            f"`gakd plan` what fits",
+            file=sys.stderr,
+        )
+        sys.exit(1)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"error: {error}: make room, then run again; a training run with --resume", file=sys.stderr)
+        sys.exit(1)
+
+
+def _is_ours(error: ValueError) -> bool:
+    """Whether an error says what to do: an `InputError`, or what a part of gakd raises of its arguments."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    raised_in = trace.tb_frame.f_globals.get("__name__", "") if trace is not None else ""
+    return isinstance(error, InputError) or raised_in.partition(".")[0] == "gakd"
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def parse(paper: Config, demo: Config, description: str | None, arguments: Sequence[str] | None = None) -> Config:
+    """Flags over defaults: the paper's once `--student` is named, else those of the demo, which fits two CPU cores.
+
+    Groups of flags are flat: `--steps`, not `--run.steps`. `--config FILE` sets flags that those of the command line override.
+    """
+    arguments = config_file.expand(sys.argv[1:] if arguments is None else arguments, paper)
+    named = any(argument == "--student" or argument.startswith("--student=") for argument in arguments)
+    return tyro.cli(
+        type(paper),
+        default=paper if named else demo,
+        args=arguments,
+        description=f"{(description or '').rstrip()}\n\n{config_file.HELP}",
+        config=(tyro.conf.OmitArgPrefixes,),
+    )

@@ -1,0 +1,21 @@
+"""Memory of a run by part, FLOPs per token and the largest micro-batch that fits, from configurations alone.
+
+No weights are read. Names such as Qwen3-8B are known; a folder needs its config.json only. GB are 10^9 bytes.
+"""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from gakd.planning import PlanConfig, largest_micro_batch, plan
+from gakd.planning.tables import tables
+
+__all__ = ["PlanConfig", "main"]
+
+
+def main(config: PlanConfig) -> None:
+    """Prints the plan."""
+    planned = plan(config)
+    console = Console()
+    for table in tables(planned, largest_micro_batch(config)):
+        console.print(table)

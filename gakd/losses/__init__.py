@@ -1,0 +1,42 @@
+"""Token terms, pure functions of log-probabilities, and the engine that gives each of them chunks, masks and one backward.
+
+Imports the spine below the distiller, `models` never.
+"""
+
+from gakd.losses.divergences import (
+    AdaptiveKL,
+    AlphaBeta,
+    CrossEntropy,
+    Divergence,
+    ForwardKL,
+    JensenShannon,
+    ReverseKL,
+    SkewForwardKL,
+    SkewReverseKL,
+    TotalVariation,
+    UniversalLogit,
+)
+from gakd.losses.fused import TokenPass, token_pass, token_values
+from gakd.losses.policy_gradient import KLToReference, PolicyGradient, SampledTokenLoss
+from gakd.losses.torchtune import from_torchtune
+
+__all__ = [
+    "AdaptiveKL",
+    "AlphaBeta",
+    "CrossEntropy",
+    "Divergence",
+    "ForwardKL",
+    "JensenShannon",
+    "KLToReference",
+    "PolicyGradient",
+    "ReverseKL",
+    "SampledTokenLoss",
+    "SkewForwardKL",
+    "SkewReverseKL",
+    "TokenPass",
+    "TotalVariation",
+    "UniversalLogit",
+    "from_torchtune",
+    "token_pass",
+    "token_values",
+]

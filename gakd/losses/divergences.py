@@ -1,0 +1,302 @@
+"""Token terms: what a student is asked to match at each supervised position. The maths is in `functional.py`."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from gakd.losses import functional
+from gakd.objective import Term
+from gakd.types import TokenChunk
+
+
+class TokenLoss(Term):
+    """A loss per supervised token at a temperature, which the engine applies: a term sees chunks that are already at it.
+
+    Both models' logits are divided by `temperature`; losses and gradients are multiplied by `scale`, its square, so that
+    the gradient keeps its size (Hinton et al., arXiv 1503.02531), or by 1 where `temperature_squared` is off.
+    """
+
+    needs_shared_vocabulary: bool = True  # most terms compare token with token
+    # Class attributes too, so that a subclass may have its own constructor, or none.
+    temperature: float = 1.0
+    temperature_squared: bool = True
+
+    def __init__(self, temperature: float = 1.0, temperature_squared: bool = True) -> None:
+        if not temperature > 0:
+            raise ValueError(
+                f"a temperature divides the logits and is above 0, got {temperature} for {type(self).__name__}: pass 1 for none"
+            )
+        self.temperature = temperature
+        self.temperature_squared = temperature_squared
+
+    @property
+    def scale(self) -> float:
+        return self.temperature**2 if self.temperature_squared else 1.0
+
+
+class Divergence(TokenLoss):
+    """A token term that compares two next-token distributions; subclass it and write `losses`.
+
+    `losses` alone is enough: it is differentiated by autograd, one chunk of rows at a time. A closed form, where there is
+    one, goes into `losses_and_gradient` and saves memory and time.
+    """
+
+    needs_teacher = True
+
+    def losses(self, student_log_probs_NV: Tensor, teacher_log_probs_NV: Tensor) -> Tensor:
+        """Loss of each row `[N]`, in nats, from fp32 log-probabilities `[N, V]`."""
+        raise NotImplementedError(
+            f"{type(self).__name__} must define losses(student_log_probs_NV, teacher_log_probs_NV) -> [N]"
+        )
+
+    def losses_and_gradient(self, chunk: TokenChunk) -> tuple[Tensor, Tensor]:
+        """Losses `[N]` and, in a fresh tensor, d(loss of the row)/d(student log-probabilities) up to a multiple of q per row."""
+        with torch.enable_grad():
+            log_probs_NV = chunk.student_log_probs_NV.detach().requires_grad_()
+            losses_N = self.chunk_losses(chunk.with_student(log_probs_NV))
+            if losses_N.shape != chunk.labels_N.shape:
+                raise ValueError(
+                    f"{self.name}.losses must return one loss a row, {tuple(chunk.labels_N.shape)}, "
+                    f"got {tuple(losses_N.shape)}: sum over the vocabulary only"
+                )
+            (gradient_NV,) = torch.autograd.grad(losses_N.sum(), log_probs_NV)
+        return losses_N.detach(), gradient_NV.contiguous()  # that of a plain sum is one number, expanded
+
+    def chunk_losses(self, chunk: TokenChunk) -> Tensor:
+        return self.losses(chunk.student_log_probs_NV, chunk.teacher_log_probs_NV)
+
+    def accumulate_(
+        self, chunk: TokenChunk, coefficient: float | Tensor, total_NV: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        losses_N, gradient_NV = self.losses_and_gradient(chunk)
+        if total_NV is None:
+            return losses_N, gradient_NV.mul_(coefficient)
+        if isinstance(coefficient, Tensor):
+            return losses_N, total_NV.add_(gradient_NV.mul_(coefficient))
+        return losses_N, total_NV.add_(gradient_NV, alpha=coefficient)
+
+
+class CrossEntropy(TokenLoss):
+    """`-log q[label]`: supervised fine-tuning, on the dataset's or on the teacher's text."""
+
+    name = "cross_entropy"
+    needs_teacher = False
+
+    def chunk_losses(self, chunk: TokenChunk) -> Tensor:
+        return functional.cross_entropy(chunk.student_log_probs_NV, chunk.labels_N)
+
+    def accumulate_(
+        self, chunk: TokenChunk, coefficient: float | Tensor, total_NV: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        if total_NV is None:
+            total_NV = torch.zeros_like(chunk.student_log_probs_NV)
+        labels_N1 = chunk.labels_N.unsqueeze(-1)
+        minus_N1 = torch.zeros_like(labels_N1, dtype=total_NV.dtype) - coefficient
+        return self.chunk_losses(chunk), total_NV.scatter_add_(-1, labels_N1, minus_N1)
+
+
+def _arrays(chunk: TokenChunk) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`log q, log p, q, p`, in the order of `functional`."""
+    return chunk.student_log_probs_NV, chunk.teacher_log_probs_NV, chunk.student_probs_NV, chunk.teacher_probs_NV
+
+
+class ForwardKL(Divergence):
+    """KL(teacher‖student), the classical distillation loss (Hinton et al., arXiv 1503.02531)."""
+
+    name = "forward_kl"
+
+    def losses(self, student_log_probs_NV: Tensor, teacher_log_probs_NV: Tensor) -> Tensor:
+        return functional.forward_kl(student_log_probs_NV, teacher_log_probs_NV)
+
+    def losses_and_gradient(self, chunk: TokenChunk) -> tuple[Tensor, Tensor]:
+        return functional.forward_kl_with_gradient(*_arrays(chunk))
+
+
+class ReverseKL(Divergence):
+    """KL(student‖teacher) (MiniLLM, arXiv 2306.08543; the token term of GAKD), over the whole vocabulary."""
+
+    name = "reverse_kl"
+
+    def losses(self, student_log_probs_NV: Tensor, teacher_log_probs_NV: Tensor) -> Tensor:
+        return functional.reverse_kl(student_log_probs_NV, teacher_log_probs_NV)
+
+    def losses_and_gradient(self, chunk: TokenChunk) -> tuple[Tensor, Tensor]:
+        return functional.reverse_kl_with_gradient(
+            chunk.student_log_probs_NV, chunk.teacher_log_probs_NV, chunk.student_probs_NV
+        )
+
+
+class JensenShannon(Divergence):
+    """Generalised Jensen-Shannon divergence in GKD's convention (arXiv 2306.13649): beta 0 forward KL, 1 reverse KL.
+
+    TRL and ms-swift write the same `beta`, KDFlow `jsd_beta = 1 - beta`, DistiLLM `lam = 1 - beta`; DistiLLM-2 fixes it at 0.9.
+    `functional.jensen_shannon` states the formula.
+    """
+
+    name = "jensen_shannon"
+
+    def __init__(self, beta: float = 0.5, temperature: float = 1.0, temperature_squared: bool = True) -> None:
+        super().__init__(temperature, temperature_squared)
+        if not 0 <= beta <= 1:
+            raise ValueError(f"beta weighs the teacher in the mixture and lies in [0, 1], got {beta}")
+        self.beta = beta
+
+    def losses(self, student_log_probs_NV: Tensor, teacher_log_probs_NV: Tensor) -> Tensor:
+        return functional.jensen_shannon(student_log_probs_NV, teacher_log_probs_NV, self.beta)
+
+    def losses_and_gradient(self, chunk: TokenChunk) -> tuple[Tensor, Tensor]:
+        return functional.jensen_shannon_with_gradient(*_arrays(chunk), self.beta)
+
+
+class SkewForwardKL(Divergence):
+    """KL(teacher‖alpha teacher + (1 - alpha) student) (DistiLLM, arXiv 2402.03898); alpha 0 is forward KL.
+
+    DistiLLM writes `lam` for alpha and leaves out the teacher's entropy: same gradient, a loss that is not 0 at its minimum.
+    A batch with the row value `skew_alpha` has an alpha of its own for each row, in (0, 1).
+    """
+
+    name = "skew_forward_kl"
+
+    def __init__(self, alpha: float = 0.1, temperature: float = 1.0, temperature_squared: bool = True) -> None:
+        super().__init__(temperature, temperature_squared)
+        self.alpha = _skew(alpha)
+
+    def losses(self, student_log_probs_NV: Tensor, teacher_log_probs_NV: Tensor) -> Tensor:
+        return functional.skew_forward_kl(student_log_probs_NV, teacher_log_probs_NV, self.alpha)
+
+    def chunk_losses(self, chunk: TokenChunk) -> Tensor:
+        return functional.skew_forward_kl(
+            chunk.student_log_probs_NV, chunk.teacher_log_probs_NV, _skew_of(chunk, self.alpha)
+        )
+
+    def losses_and_gradient(self, chunk: TokenChunk) -> tuple[Tensor, Tensor]:
+        return functional.skew_forward_kl_with_gradient(*_arrays(chunk), _skew_of(chunk, self.alpha))
+
+
+class SkewReverseKL(Divergence):
+    """KL(student‖(1 - alpha) teacher + alpha student) (DistiLLM, arXiv 2402.03898); alpha 0 is reverse KL.
+
+    The gradient flows through the mixture as in DistiLLM; DistiLLM-2 (arXiv 2503.07067) stops it there: `detach_mixture`.
+    `skew_alpha` as at `SkewForwardKL`.
+    """
+
+    name = "skew_reverse_kl"
+
+    def __init__(
+        self,
+        alpha: float = 0.1,
+        detach_mixture: bool = False,
+        temperature: float = 1.0,
+        temperature_squared: bool = True,
+    ) -> None:
+        super().__init__(temperature, temperature_squared)
+        self.alpha = _skew(alpha)
+        self.detach_mixture = detach_mixture
+
+    def losses(self, student_log_probs_NV: Tensor, teacher_log_probs_NV: Tensor) -> Tensor:
+        return functional.skew_reverse_kl(student_log_probs_NV, teacher_log_probs_NV, self.alpha)
+
+    def chunk_losses(self, chunk: TokenChunk) -> Tensor:
+        return functional.skew_reverse_kl(
+            chunk.student_log_probs_NV, chunk.teacher_log_probs_NV, _skew_of(chunk, self.alpha)
+        )
+
+    def losses_and_gradient(self, chunk: TokenChunk) -> tuple[Tensor, Tensor]:
+        alpha = _skew_of(chunk, self.alpha)
+        return functional.skew_reverse_kl_with_gradient(*_arrays(chunk), alpha, self.detach_mixture)
+
+
+def _skew_of(chunk: TokenChunk, alpha: float) -> float | Tensor:
+    """The rows' own alpha, `[N, 1]`, where the batch has one."""
+    own = chunk.row_value("skew_alpha", alpha)
+    return own.unsqueeze(-1) if isinstance(own, Tensor) else own
+
+
+def _skew(alpha: float) -> float:
+    if not 0 <= alpha < 1:
+        raise ValueError(
+            f"alpha is the share of a distribution in its own mixture and lies in [0, 1), got {alpha}: at 1 the loss is 0"
+        )
+    return alpha
+
+
+class AdaptiveKL(Divergence):
+    """Forward and reverse KL, weighed by where the models differ (AKL, arXiv 2404.02657); mu 1 is forward KL.
+
+    `g_h / (g_h + g_t) KL(teacher‖student) + g_t / (g_h + g_t) KL(student‖teacher)`, g = `sum |p - q|`, without gradient,
+    over the teacher's head (its most probable tokens, summing to at most `mu`, at least one) and over the rest. Tokens of
+    equal probability are together in one of them, where the authors' code cuts as its sort left them.
+    """
+
+    name = "adaptive_kl"
+
+    def __init__(self, mu: float = 0.5, temperature: float = 1.0, temperature_squared: bool = True) -> None:
+        super().__init__(temperature, temperature_squared)
+        if not 0 <= mu <= 1:
+            raise ValueError(f"mu is the teacher's probability in the head and lies in [0, 1], got {mu}")
+        self.mu = mu
+
+    def losses(self, student_log_probs_NV: Tensor, teacher_log_probs_NV: Tensor) -> Tensor:
+        return functional.adaptive_kl(student_log_probs_NV, teacher_log_probs_NV, self.mu)
+
+    def losses_and_gradient(self, chunk: TokenChunk) -> tuple[Tensor, Tensor]:
+        return functional.adaptive_kl_with_gradient(*_arrays(chunk), self.mu)
+
+
+class AlphaBeta(Divergence):
+    """Alpha-beta divergence (ABKD, arXiv 2505.04560): (1, 0) is forward KL, (0, 1) reverse KL, (0.5, 0.5) 4 times Hellinger^2.
+
+    Continuous in both; ABKD's code has 1/alpha, 1/beta for 1/alpha^2, 1/beta^2 where one of them or their sum is 0 (alike
+    at 1). `functional.alpha_beta` states the formula. Both are meant to be at least 0, or to sum to 0.
+    """
+
+    name = "alpha_beta"
+
+    def __init__(
+        self, alpha: float = 0.5, beta: float = 0.5, temperature: float = 1.0, temperature_squared: bool = True
+    ) -> None:
+        super().__init__(temperature, temperature_squared)
+        if not (math.isfinite(alpha) and math.isfinite(beta)):
+            raise ValueError(f"alpha and beta are exponents and finite, got {alpha} and {beta}")
+        self.alpha = alpha
+        self.beta = beta
+
+    def losses(self, student_log_probs_NV: Tensor, teacher_log_probs_NV: Tensor) -> Tensor:
+        return functional.alpha_beta(student_log_probs_NV, teacher_log_probs_NV, self.alpha, self.beta)
+
+    def losses_and_gradient(self, chunk: TokenChunk) -> tuple[Tensor, Tensor]:
+        return functional.alpha_beta_with_gradient(
+            chunk.student_log_probs_NV, chunk.teacher_log_probs_NV, self.alpha, self.beta
+        )
+
+
+class TotalVariation(Divergence):
+    """`1/2 sum |p - q|` (f-distill, arXiv 2307.15190): bounded, and blind to how small a probability is."""
+
+    name = "total_variation"
+
+    def losses(self, student_log_probs_NV: Tensor, teacher_log_probs_NV: Tensor) -> Tensor:
+        return functional.total_variation(student_log_probs_NV, teacher_log_probs_NV)
+
+    def losses_and_gradient(self, chunk: TokenChunk) -> tuple[Tensor, Tensor]:
+        return functional.total_variation_with_gradient(chunk.student_probs_NV, chunk.teacher_probs_NV)
+
+
+class UniversalLogit(Divergence):
+    """Distance of sorted probabilities, for a teacher of any vocabulary (ULD, arXiv 2402.12030; its weight there is 1.5).
+
+    `functional.universal_logit` states the formula. Like every token term it is divided by all supervised tokens of the
+    step: a position that the teacher says nothing about (`TeacherOutput.rows`) counts as 0.
+    """
+
+    name = "universal_logit"
+    needs_shared_vocabulary = False
+
+    def losses(self, student_log_probs_NV: Tensor, teacher_log_probs_NV: Tensor) -> Tensor:
+        return functional.universal_logit(student_log_probs_NV, teacher_log_probs_NV)
+
+    def losses_and_gradient(self, chunk: TokenChunk) -> tuple[Tensor, Tensor]:
+        return functional.universal_logit_with_gradient(chunk.student_probs_NV, chunk.teacher_probs_NV)

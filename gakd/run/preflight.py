@@ -1,0 +1,189 @@
+"""What is wrong with a run, said before anything is loaded to train: one line each."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from gakd.data import DataConfig, Row
+from gakd.data.prompts import Template, encode_prompts
+from gakd.data.rows import DataError
+from gakd.errors import InputError
+from gakd.flags import flags_of
+from gakd.logging.loggers import check_installed
+from gakd.machine import memory
+from gakd.models.loading import ModelConfig, load_tokenizer, window_of
+from gakd.models.names import resolve
+from gakd.planning.plan import GB, PlanConfig
+from gakd.planning.planner import largest_micro_batch, plan
+from gakd.run.bounds import check_flags
+from gakd.run.config import RunConfig
+
+Group = TypeVar("Group")
+
+_SMALL = 10**8  # bytes of weights
+# One of each shape that a template may set in its own way.
+SAMPLES = (
+    Row("What is a prime number?"),
+    Row("Sort these.", "3, 1, 2"),
+    Row("And two?", history=({"role": "user", "content": "One?"}, {"role": "assistant", "content": "1"})),
+    Row("Who are you?", history=({"role": "system", "content": "Answer in one word."},)),
+)
+
+
+def check_run(config: RunConfig, recipe_config: Any) -> None:
+    """Refuse a run that cannot be, warn of one that may not be meant: before processes start and before models are loaded.
+
+    `recipe_config` is the dataclass of all flags. Raises InputError for what `check_flags` refuses, for devices that the machine
+    does not have, and for tokenizers that cannot be loaded. Of several processes, the first one alone looks at models.
+    """
+    check_flags(config)
+    check_flags(recipe_config)
+    check_devices(config.devices, torch.cuda.device_count())
+    for name in config.log_to:
+        check_installed(name)
+    for name, value in flags_of(recipe_config):
+        if config.export == "best" and name in {"evaluate_every", "valid_text_examples"} and not value:
+            flag = f"--{name.replace('_', '-')}"
+            raise InputError(f"--export best chooses by the ROUGE-L of validations: set {flag} above 0")
+    models, data = _group(recipe_config, ModelConfig), _group(recipe_config, DataConfig)
+    if models is None or not _is_first_process():
+        return
+    check_windows(models, None if data is None else data.max_length)
+    found = model_warnings(models, "chat" if data is None else data.template)
+    if torch.cuda.is_available() or _worth_planning(models):
+        found.append(memory_warning(planned(config, recipe_config, models, data or DataConfig())))
+    for warning in filter(None, found):
+        warnings.warn(warning, stacklevel=2)
+
+
+def check_devices(asked: int, gpus: int) -> None:
+    """InputError where there are GPUs, and fewer than are asked for; on CPUs a device is a process."""
+    if 0 < gpus < asked:
+        raise InputError(
+            f"--devices {asked}, and this machine has {gpus}: give --devices {gpus}, or use more nodes (--num-nodes)"
+        )
+
+
+def check_windows(config: ModelConfig, max_length: int | None) -> None:
+    """InputError where a model reads fewer tokens than a sequence may have: beyond, positions are missing or untrained."""
+    for name in dict.fromkeys((config.student, config.teacher if config.teacher_cache is None else None)):
+        window = None if name is None else window_of(name, config.trust_remote_code)
+        if window is not None and max_length is not None and max_length > window:
+            raise InputError(
+                f"{name} reads at most {window} tokens, --max-length is {max_length}: lower it to {window}"
+            )
+
+
+def model_warnings(config: ModelConfig, template: Template) -> list[str | None]:
+    """What about the pair's tokenizers and settings would train a student on something else than is meant.
+
+    Their vocabularies and end-of-text tokens are compared where they must agree (`load_shared_tokenizer`).
+    """
+    student = load_tokenizer(config.student, config.trust_remote_code)
+    found = [_end_warning(config.student, student)]
+    if config.teacher is not None and config.teacher_cache is None and config.teacher != config.student:
+        teacher = load_tokenizer(config.teacher, config.trust_remote_code)
+        found.append(_end_warning(config.teacher, teacher))
+        if student.get_vocab() == teacher.get_vocab():
+            found.append(prompt_warning(student, teacher, (config.student, config.teacher), template))
+    return found
+
+
+def prompt_warning(
+    student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, names: tuple[str, str], template: Template
+) -> str | None:
+    """Where the teacher's template would set a prompt otherwise: it reads the student's, which it was not trained on."""
+    effect = f"the teacher reads prompts as {names[0]} sets them, which may not be what it was trained on"
+    if template == "chat" and student.chat_template and not teacher.chat_template:
+        return f"teacher {names[1]} has no chat template: {effect}"
+    for row in SAMPLES:
+        try:
+            (ours,), (theirs,) = (encode_prompts([row], tokenizer, template) for tokenizer in (student, teacher))
+        except DataError:  # a template may refuse, say, a system prompt; a row that does so is refused with its line
+            continue
+        if ours != theirs:
+            place = next(
+                (i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]),
+                min(len(ours), len(theirs)),
+            )
+            texts = f"{_excerpt(student, ours, place)} and {_excerpt(teacher, theirs, place)}"
+            return (
+                f"student {names[0]} and teacher {names[1]} set prompts differently, at token {place} of {row.instruction!r} "
+                f"they have {texts}: {effect}"
+            )
+    return None
+
+
+def _excerpt(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], place: int) -> str:
+    return repr(str(tokenizer.decode(list(ids[place : place + 8])))) if place < len(ids) else "nothing"
+
+
+def _end_warning(name: str, tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Where a model ends its texts with tokens that are not its tokenizer's end of text, so that generation would not stop."""
+    try:
+        ends = GenerationConfig.from_pretrained(resolve(name)).eos_token_id
+    except OSError:  # it has none
+        return None
+    ends = set(ends if isinstance(ends, list) else [] if ends is None else [ends])
+    if not ends or tokenizer.eos_token_id in ends:
+        return None
+    return (
+        f"{name} ends its texts with {tokenizer.convert_ids_to_tokens(sorted(ends))} (generation_config.json), its tokenizer "
+        f"with {tokenizer.eos_token!r}: what it writes may never stop; set eos_token in its tokenizer_config.json"
+    )
+
+
+def planned(config: RunConfig, recipe_config: Any, models: ModelConfig, data: DataConfig) -> PlanConfig:
+    """The planner's flags of a run on this machine's devices; what a recipe has besides is not part of its estimate."""
+    on_gpu, readout_width = torch.cuda.is_available(), getattr(recipe_config, "readout_width", None)
+    share = config.batch_size // (config.devices * config.num_nodes)
+    return PlanConfig(
+        models.student, models.teacher, models.teacher_cache is not None, models.student_layers, models.lora_rank,
+        models.lora_dropout, models.activation_checkpointing,
+        micro_batch_size=min(config.micro_batch_size, max(share, 1)), accumulate=share > config.micro_batch_size,
+        length=data.max_length, discriminator=readout_width is not None, readout_width=readout_width or 1,
+        discriminator_width=getattr(recipe_config, "discriminator_width", 256),
+        devices=config.devices, num_nodes=config.num_nodes, strategy=config.strategy, precision=config.precision,
+        device="cuda" if on_gpu else "cpu",
+        # On a CPU the processes of a node share its memory.
+        device_memory=(torch.cuda.get_device_properties(0).total_memory if on_gpu else memory() / config.devices) / GB,
+    )  # fmt: skip
+
+
+def memory_warning(config: PlanConfig) -> str | None:
+    """Where a run needs more memory than a device has, by the planner's estimate; None where it has none for these models."""
+    try:
+        estimate = plan(config)
+        if estimate.fits:
+            return None
+        most = largest_micro_batch(config)
+    except Exception:  # whatever keeps an unusual model from being planned is no reason against training it
+        return None
+    remedy = f"--micro-batch-size {most} fits" if most else "not even --micro-batch-size 1 fits"
+    return (
+        f"a step needs {estimate.peak / GB:.1f} GB by estimate and each device has {config.device_memory:.1f} GB: {remedy}; "
+        f"--activation-checkpointing and --strategy fsdp2 need less, and `gakd plan` shows what goes where"
+    )
+
+
+def _worth_planning(config: ModelConfig) -> bool:
+    """Whether a model is larger than what any machine has room for: planning takes a second."""
+    folders = [Path(name).expanduser() for name in (config.student, config.teacher) if name is not None]
+    sizes = [sum(path.stat().st_size for path in folder.glob("*.safetensors")) for folder in folders]
+    return not all(0 < size < _SMALL for size in sizes)
+
+
+def _group(config: Any, kind: type[Group]) -> Group | None:
+    return next((value for value in vars(config).values() if isinstance(value, kind)), None)
+
+
+def _is_first_process() -> bool:
+    """Of those that a launcher has started; Fabric's own launcher starts the others after this one has passed."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))

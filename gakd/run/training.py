@@ -1,0 +1,307 @@
+"""The bookkeeping of a run, so that a recipe shows only its method: Fabric, seeds, windows, counts, updates, logs, resume."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gakd.data import Data, Windows, collate, split_window
+from gakd.distiller import Distiller
+from gakd.files import write_json
+from gakd.models.sharding import whole
+from gakd.objective import Counts, Objective
+from gakd.run import checkpoint
+from gakd.run.checkpoints import RunCheckpoints
+from gakd.run.config import RunConfig, learning_rate_at
+from gakd.run.folder import claim
+from gakd.run.guard import Guard
+from gakd.run.interruptions import EXIT_STATUS, Interruptions
+from gakd.run.launch import launch
+from gakd.run.preflight import check_run
+from gakd.run.step_log import StepLog
+from gakd.run.step_record import StepRecord
+from gakd.seeds import seed_of
+from gakd.teachers.local import LocalTeacher
+from gakd.types import Batch
+
+__all__ = ["Run", "RunConfig"]
+
+MicroBatch = TypeVar("MicroBatch")
+
+
+class Run:
+    """One training run. `step` counts finished optimizer steps."""
+
+    def __init__(self, config: RunConfig, recipe_config: Any) -> None:
+        self.config = config
+        check_run(config, recipe_config)
+        self.fabric = launch(config)
+        self._sharded = config.strategy == "fsdp2"
+        self.teacher_dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+        self.step = 0
+        self.fabric.seed_everything(config.seed, verbose=False)
+        self._checkpoints = RunCheckpoints(self.fabric, self.folder, config.keep_checkpoints, config.export)
+        self._record = StepRecord()
+        self._guard = Guard(config.on_nonfinite, self._record, self._keep_step)
+        self._log = StepLog(self.fabric.world_size, self.device, self.over_ranks)
+        self._recipe = Path(getattr(sys.modules.get(type(recipe_config).__module__), "__file__", None) or "").stem
+        self._lock = claim(self.fabric, self.folder, recipe_config, config.resume)  # open as long as the run is
+
+    # ---- before the loop ----
+
+    @property
+    def folder(self) -> Path:
+        return self.config.output_dir
+
+    @property
+    def device(self) -> torch.device:
+        return self.fabric.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.fabric.is_global_zero
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether this process runs evaluations: rank 0, and every rank where each holds only a part of the weights."""
+        return self.is_main or self._sharded
+
+    @property
+    def loading_device(self) -> torch.device:
+        """Where a teacher is loaded to: its device, or the CPU where it is yet to be cut."""
+        return torch.device("cpu") if self._sharded else self.device
+
+    @property
+    def rank(self) -> int:
+        """Of this process among all, from 0."""
+        return self.fabric.global_rank
+
+    @property
+    def seed(self) -> int:
+        """Of what this rank draws for itself: no other rank draws it, nor any rank of a run with another seed."""
+        return seed_of(self.config.seed, self.rank)
+
+    def main_first(self) -> Any:
+        """A context in which rank 0 goes first: for what writes to a shared cache."""
+        return self.fabric.rank_zero_first()
+
+    def setup(self, distiller: nn.Module, teacher: object = None) -> Any:
+        """Wrap the distiller for its devices and precision, with AdamW over its trainable weights; cut the teacher too."""
+        config = self.config
+        self._wrapped = self.fabric.setup_module(distiller)
+        if isinstance(distiller, Distiller):
+            self._wrapped.mark_forward_method(distiller.label_log_probs)
+        if self._sharded and isinstance(teacher, LocalTeacher):
+            teacher.shard(cast(ModelParallelStrategy, self.fabric.strategy).device_mesh["data_parallel"], self.device)
+        # Sharding has put new parameters in place of the old ones.
+        trainable = [parameter for parameter in distiller.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=config.weight_decay)
+        self._student_optimizer = cast(Optimizer, self.fabric.setup_optimizers(optimizer))
+        self._take_in("student", distiller, optimizer)
+        return self._wrapped
+
+    def setup_replicated(self, name: str, module: nn.Module, optimizer: Optimizer) -> None:
+        """A module outside the wrapper: same on every rank, fp32, its gradients summed over ranks by `update_replicated`."""
+        module.to(self.fabric.device)
+        for tensor in [*module.parameters(), *module.buffers()]:
+            tensor.data.copy_(self.fabric.broadcast(tensor.data))
+        self._take_in(name, module, optimizer)
+
+    def _take_in(self, name: str, module: nn.Module, optimizer: Optimizer) -> None:
+        self._checkpoints.modules[name], self._checkpoints.optimizers[f"{name}_optimizer"] = module, optimizer
+
+    def keep(self, name: str, thing: checkpoint.Stateful) -> None:
+        """Save a rank's own state beside the weights, and restore it: a sampler's buffer, a threshold."""
+        self._checkpoints.states[name] = thing
+
+    def restore(self) -> None:
+        """Continue from the newest checkpoint if `--resume` asks for it; else give each rank its own dropout."""
+        step = self._checkpoints.resume() if self.config.resume else None
+        if step is None:
+            torch.manual_seed(self.seed)
+        else:
+            self.step = step
+
+    def once(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """A result that belongs to the start of the run: computed where `evaluates`, kept as JSON, read back when resuming.
+
+        The recipe's name is kept with it: recipes may share all flags, and a report must not take them for one.
+        """
+        path = self.folder / name
+        missing = self.fabric.broadcast(not path.exists())  # as rank 0 finds it: the others may look later
+        if missing and self.evaluates:
+            result = {"recipe": self._recipe} | compute()
+            if self.is_main:
+                write_json(path, result, indent=2)
+        self.fabric.barrier()
+        return json.loads(path.read_text())
+
+    def total_steps(self, data: Data) -> int:
+        """Optimizer steps of the whole run: for schedules."""
+        config = self.config
+        return config.steps if config.steps is not None else config.epochs * (len(data.train) // config.batch_size)
+
+    # ---- the loop ----
+
+    def steps(self, data: Data) -> Iterator[list[Batch]]:
+        """This rank's micro-batches of each optimizer step, from where the run stands to its end.
+
+        What a step holds is a function of the seed and the step alone: not of the micro-batch size, the ranks, or a resume.
+        """
+        config, examples = self.config, data.train
+        lengths = [example.length for example in examples]
+        windows, self.total = Windows(lengths, config.batch_size, config.seed), self.total_steps(data)
+        log = self._log.open(self.folder, config.log_to, self.step, self.total, self.is_main)
+        with log, Interruptions() as self._interruptions:
+            while self.step < self.total:
+                groups = split_window(
+                    windows.at(self.step), lengths, config.micro_batch_size, self.rank, self.fabric.world_size
+                )
+                chosen = [[examples[i] for i in group] for group in groups]
+                window = [collate(group, data.pad_token_id).to(self.device) for group in chosen]
+                self._record.begin_step(window, [tuple(example.row.where for example in group) for group in chosen])
+                self._random_state = checkpoint.rng_state()
+                yield window
+        self._checkpoints.finish_run()
+
+    @contextmanager
+    def inference(self) -> Iterator[None]:
+        """Without gradient, in the precision of training: for what is measured on a step's text before it is trained on."""
+        with torch.no_grad(), self.fabric.autocast():
+            yield
+
+    def counts(self, window: Sequence[Batch], *names: str) -> Counts:
+        """Supervised tokens and sequences of the whole optimizer step, over all ranks.
+
+        Where a step has several windows, `names` are the terms that this one is about (`Coefficients.only`); the window
+        that is given without names stands for all other terms.
+        """
+        return self._log.counts(window, *names)
+
+    def micro_batches(self, window: Sequence[MicroBatch]) -> Iterator[MicroBatch]:
+        """Each micro-batch of an update; gradients are exchanged between ranks with the last one only."""
+        for index, batch in enumerate(window):
+            self._record.begin(batch)
+            with self.fabric.no_backward_sync(self._wrapped, enabled=index < len(window) - 1):
+                yield batch
+
+    def backward(self, loss: Tensor, losses: dict[str, Tensor]) -> None:
+        """Backward through the wrapper, and keep the unreduced losses for the log, without a device sync."""
+        self.fabric.backward(loss)
+        self._record.add(losses)
+
+    def note(self, name: str, value: float) -> None:
+        """A number of this rank's step, for the log as the mean over ranks, each of which must call it."""
+        self._log.own_notes[name] = value
+
+    def update(self) -> None:
+        """Clip, step and clear the student; where a loss or the gradient is not finite, what `--on-nonfinite` says."""
+        rate = learning_rate_at(self.config, self.step, self.total)
+        for group in self._student_optimizer.param_groups:
+            group["lr"] = rate
+        clipped = self.fabric.clip_gradients(
+            self._wrapped, self._student_optimizer, max_norm=self.config.clip, error_if_nonfinite=False
+        )
+        norm = float(whole(cast(Tensor, clipped)))
+        if self._is_finite("student", norm):
+            self._student_optimizer.step()
+            self._record.updates += 1
+        self._student_optimizer.zero_grad()
+        self._log.notes |= {"gradient_norm": norm, "learning_rate": rate}
+
+    def update_replicated(self, name: str, clip: float | None = None) -> None:
+        """Sum a replicated module's gradients over ranks, clip, step and clear it; nothing where it has no gradient."""
+        module = self._checkpoints.modules[name]
+        optimizer = self._checkpoints.optimizers[f"{name}_optimizer"]
+        gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+        if not gradients:
+            return
+        for gradient in gradients:
+            gradient.copy_(self.over_ranks(gradient))
+        total_norm = torch.nn.utils.get_total_norm(gradients)
+        norm = float(total_norm)
+        if self._is_finite(name, norm):
+            if clip is not None:
+                torch.nn.utils.clip_grads_with_norm_(module.parameters(), clip, total_norm)
+            optimizer.step()
+            self._record.updates += 1
+        optimizer.zero_grad()
+        self._log.notes["discriminator_gradient_norm"] = norm
+
+    def validate(self, compute: Callable[[], dict[str, float]]) -> dict[str, float] | None:
+        """When it is time, `compute` where `evaluates`, logged as `valid/...` columns; on one rank it may use no collective.
+
+        The scores, on every rank, or None when it is not time. Before `finish_step`, so that a checkpoint holds what they
+        change.
+        """
+        step, every = self.step + 1, self.config.evaluate_every
+        if not every or (step % every and step != self.total):
+            return None
+        scores: dict[str, float] = {}
+        started = time.perf_counter()
+        if self.evaluates:
+            scores = compute()
+        self._log.validation(step, scores, time.perf_counter() - started)
+        scores = self.fabric.broadcast(scores)
+        self._checkpoints.observe(scores)
+        return scores
+
+    def finish_step(self, objective: Objective) -> None:
+        """Count the step, log its means, save when it is time, leave where a signal asks for it (exit status 75)."""
+        self.step += 1
+        self._log.finish_step(self.step, self._record.sums(), objective)
+        best, asked = self._checkpoints.is_best(), self._asked_to_leave()
+        every = self.config.save_every
+        if asked or best or self.step == self.total or (every and self.step % every == 0):
+            self._checkpoints.save(self.step)
+        self._checkpoints.finish_step()
+        if asked:
+            self._log.say(
+                f"{asked}: saved step {self.step}, leaving; the same command with --resume goes on from there"
+            )
+            self.close()
+            raise SystemExit(EXIT_STATUS)
+
+    def _keep_step(self) -> Path:
+        return self._checkpoints.keep_step(self.step, self._record, self._random_state)
+
+    def _is_finite(self, whose: str, norm: float) -> bool:
+        """Whether an update may be made; the guard has spoken where it may not."""
+        broken = not (math.isfinite(norm) and self._record.is_finite())
+        if not self._on_any_rank(broken):
+            return True
+        self._log.say(f"warning: {self._guard.refuse(whose, norm, self.step)}")
+        return False
+
+    def _asked_to_leave(self) -> str | None:
+        """The signal that any rank was sent."""
+        received = self._interruptions.received
+        return (received or "a signal to another process") if self._on_any_rank(received is not None) else None
+
+    def _on_any_rank(self, own: bool) -> bool:
+        return (
+            bool(self.over_ranks(torch.tensor(float(own), device=self.device))) if self.fabric.world_size > 1 else own
+        )
+
+    def close(self) -> None:
+        """Leave the process group in order, and the folder to others."""
+        self.fabric.barrier()
+        if self._lock is not None:
+            self._lock.close()
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+    def over_ranks(self, own: Tensor) -> Tensor:
+        """The sum of a tensor over all ranks."""
+        return cast(Tensor, self.fabric.all_reduce(own, reduce_op="sum"))

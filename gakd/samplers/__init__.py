@@ -1,0 +1,31 @@
+"""Whose text is trained on, and what writes text at all: the student, the teacher, both, a server.
+
+Imports `run` and what is below it.
+"""
+
+from typing import TYPE_CHECKING
+
+from gakd.lazy import lazily
+
+if TYPE_CHECKING:
+    from gakd.samplers.endpoint import EndpointTeacher, response_records
+    from gakd.samplers.endpoint_config import EndpointConfig
+    from gakd.samplers.generation import Generation, Sampling, decode, generate, special_ids
+    from gakd.samplers.mixture import Mixture
+    from gakd.samplers.model import ModelSampler
+    from gakd.samplers.protocol import Sample, Sampler, dataset_sampler, resample, samples_of
+    from gakd.samplers.replay import AdaptiveThreshold, ReplaySampler
+    from gakd.samplers.resumable import ResumableRows
+    from gakd.samplers.rollouts import (
+        model_log_probs,
+        policy_log_probs,
+        rollout_of,
+        teacher_log_probs,
+        with_advantages,
+        with_rows,
+    )
+    from gakd.samplers.teacher_text import TeacherTextConfig, teacher_examples, write_responses
+    from gakd.samplers.two_models import SpeculativeSampler, TeacherMixedSampler
+    from gakd.samplers.vllm import VllmSampler, VllmServer
+
+__getattr__, __dir__, __all__ = lazily(__name__, __file__)

@@ -1,0 +1,159 @@
+"""Batched sampling of responses: left-padded prompts, key-value cache, seeded without touching the caller's RNG."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import nn
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from gakd.models.lora import base_of
+from gakd.samplers.mode import device_of, evaluating
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How responses are drawn; the defaults are the setting of MiniLLM's and GAKD's tables."""
+
+    max_new_tokens: int = 256
+    """Tokens after which a response is cut, its end-of-text token included."""
+    temperature: float = 1.0
+    """Divides the logits; 0 takes the most probable token at each step (greedy)."""
+    top_p: float = 1.0
+    """Keeps the most probable tokens up to this probability mass; 1 keeps the whole vocabulary."""
+    seed: int = 10
+    """Of the sampling; MiniLLM averages over 10, 20, 30, 40 and 50."""
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
+            raise ValueError(f"sampling needs max_new_tokens >= 1, temperature >= 0 and top_p in (0, 1], got {self}")
+
+
+class Generation(NamedTuple):
+    """One response."""
+
+    ids: list[int]  # without the end-of-text token
+    finished: bool  # False where max_new_tokens cut it before its end-of-text token
+
+    def response_ids(self, eos_token_id: int) -> list[int]:
+        """As a response to train on or to score: with its end-of-text token where it came to one."""
+        return [*self.ids, eos_token_id] if self.finished else self.ids
+
+
+def generate(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    batch_size: int = 8,
+    on_progress: Callable[[int], None] | None = None,
+) -> list[Generation]:
+    """One response per prompt (token ids), in the order of the prompts.
+
+    The same seed, prompts and batch size give the same responses. What the checkpoint's own generation config asks for
+    (top-k 20 at Qwen3, a repetition penalty at Qwen2.5) is not applied: tokens come from the model's distribution,
+    changed by `sampling` alone. `on_progress` is called after each batch with the number of prompts in it. A model that
+    is sharded over ranks (`fully_shard`) takes the steps of the longest response among them, so each rank calls this
+    with equally many batches. Raises ValueError for an empty prompt.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    check_prompts(prompts)
+    base, device = base_of(model), device_of(model)
+    eos_token_id, pad_token_id = special_ids(tokenizer)
+    config = generation_config(tokenizer, sampling)
+    # Prompts of like length share a batch: less padding. Sorting is stable, so the order is a function of the prompts.
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    responses: dict[int, Generation] = {}
+    with evaluating(model), _generation_config(base, config), seeded(device, sampling.seed):
+        for start in range(0, len(order), batch_size):
+            indices = order[start : start + batch_size]
+            input_ids, attention_mask = left_padded([prompts[index] for index in indices], pad_token_id)
+            output = cast(Any, base).generate(
+                input_ids=input_ids.to(device), attention_mask=attention_mask.to(device), generation_config=config
+            )
+            for index, ids in zip(indices, output[:, input_ids.shape[1] :].tolist(), strict=True):
+                responses[index] = _cut(ids, eos_token_id)
+            if on_progress is not None:
+                on_progress(len(indices))
+    return [responses[index] for index in range(len(prompts))]
+
+
+def generation_config(tokenizer: PreTrainedTokenizerBase, sampling: Sampling) -> GenerationConfig:
+    """The transformers configuration of a `Sampling`: top-k off, no penalties, one end-of-text token."""
+    greedy = sampling.temperature == 0
+    eos_token_id, pad_token_id = special_ids(tokenizer)
+    config = GenerationConfig(
+        max_new_tokens=sampling.max_new_tokens,
+        do_sample=not greedy,
+        no_repeat_ngram_size=0,
+        repetition_penalty=1.0,
+        eos_token_id=eos_token_id,
+        pad_token_id=pad_token_id,
+        use_cache=True,
+    )
+    if not greedy:  # transformers warns of sampling settings beside do_sample=False
+        config.temperature, config.top_p, config.top_k = sampling.temperature, sampling.top_p, 0
+    return config
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
+    """End-of-text and padding token; without a padding token the first takes its place, masks go by lengths."""
+    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    if not isinstance(eos, int):
+        raise ValueError(f"responses end with the end-of-text token, the tokenizer has none (got {eos}): set eos_token")
+    return eos, pad if isinstance(pad, int) else eos
+
+
+def check_prompts(prompts: Sequence[Sequence[int]]) -> None:
+    """ValueError for an empty prompt."""
+    if empty := [index for index, prompt in enumerate(prompts) if len(prompt) == 0]:
+        raise ValueError(f"a prompt needs at least one token, got none at index {empty[0]}: render it first")
+
+
+@contextmanager
+def _generation_config(base: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
+    """Replaces the model's own generation config: `generate` fills whatever it is not told from there."""
+    own, base.generation_config = base.generation_config, config
+    try:
+        yield
+    finally:
+        base.generation_config = own
+
+
+@contextmanager
+def seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """The generators of the CPU and of one device, seeded; the caller's states come back afterwards."""
+    if device.type == "cpu":
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every GPU too
+            yield
+    else:
+        index = torch.get_device_module(device).current_device() if device.index is None else device.index
+        with torch.random.fork_rng(devices=[index], device_type=device.type):
+            torch.default_generator.manual_seed(seed)
+            torch.get_device_module(device).default_generators[index].manual_seed(seed)
+            yield
+
+
+def left_padded(prompts: Sequence[Sequence[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask `[B, T]`; the mask goes by lengths, so a padding token that also ends text does no harm."""
+    width = max(len(prompt) for prompt in prompts)
+    ids = torch.tensor([[pad_token_id] * (width - len(prompt)) + list(prompt) for prompt in prompts])
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+    return ids, mask
+
+
+def _cut(ids: list[int], eos_token_id: int) -> Generation:
+    """Ends a row of a batch at its first end-of-text token; what follows it is padding."""
+    finished = eos_token_id in ids
+    return Generation(ids[: ids.index(eos_token_id)] if finished else ids, finished)
+
+
+def decode(tokenizer: PreTrainedTokenizerBase, generations: Sequence[Generation]) -> list[str]:
+    """Texts without special tokens and outer white space, as they are scored."""
+    return [str(tokenizer.decode(generation.ids, skip_special_tokens=True)).strip() for generation in generations]

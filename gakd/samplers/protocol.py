@@ -1,0 +1,78 @@
+"""Whose text is trained on: samplers keep the dataset's responses or replace them, for a whole optimizer step at once.
+
+    for window in run.steps(data):
+        window = resample(window, sampler, run.step, data.pad_token_id)
+
+A sampler maps samples to as many samples; all but replay leave prompts untouched. All micro-batches of a step are answered in
+one batch, and then stand in micro-batches of the sizes they had. What is drawn is a function of the sampler's seed and of the
+step, so a resumed run draws the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+
+from gakd.data import Example, Row, collate
+from gakd.types import Batch
+
+
+class Sample(NamedTuple):
+    """A prompt and its response, in token ids."""
+
+    prompt_ids: list[int]
+    response_ids: list[int]  # ends with the end-of-text token unless it was cut
+    weights: list[float] | None = None  # importance weight of each response token; None is 1 at all of them
+
+    @property
+    def example(self) -> Example:
+        return Example(self.prompt_ids, self.response_ids, Row(""))
+
+
+class Sampler(Protocol):
+    """The samples of one step to those that are trained on: as many, in their order where they answer the same prompts."""
+
+    def __call__(self, samples: Sequence[Sample], step: int) -> Sequence[Sample]: ...
+
+
+def resample(window: Sequence[Batch], sampler: Sampler, step: int, pad_token_id: int) -> list[Batch]:
+    """The micro-batches of one optimizer step with the sampler's responses in them; their sizes and order stay.
+
+    Importance weights, where samples have them, become the row value `importance_weights`. Several responses to a prompt:
+    `resample(window * n, ...)`, answers in n rounds of the whole window. ValueError where a sampler gives another number
+    of samples than it was given, or one without prompt or response.
+    """
+    before = [sample for batch in window for sample in samples_of(batch)]
+    after = list(sampler(before, step))
+    if len(after) != len(before):
+        raise ValueError(f"a sampler answers each sample with one: got {len(after)} for {len(before)}")
+    if empty := [index for index, sample in enumerate(after) if not (sample.prompt_ids and sample.response_ids)]:
+        raise ValueError(f"a sample has a prompt and a response, got one without at index {empty[0]}")
+    weighted = any(sample.weights is not None for sample in after)
+    batches, start = [], 0
+    for batch in window:
+        own = after[start : start + len(batch.lengths)]
+        start += len(own)
+        made = collate([sample.example for sample in own], pad_token_id)
+        if weighted:
+            weights = [weight for sample in own for weight in sample.weights or [1.0] * len(sample.response_ids)]
+            made = made.with_row_values({"importance_weights": torch.tensor(weights)})
+        batches.append(made.to(batch.input_ids.device))
+    return batches
+
+
+def samples_of(batch: Batch) -> list[Sample]:
+    """What `gakd.data.collate` made the batch of. ValueError for a sequence without a response, whose prompt has no end."""
+    if 0 in batch.lengths:
+        raise ValueError(f"each sequence needs a response to replace, got supervised tokens {list(batch.lengths)}")
+    responses = batch.labels_N.cpu().split(list(batch.lengths))
+    starts = batch.mask.int().argmax(1).tolist()
+    rows = zip(batch.input_ids.tolist(), starts, responses, strict=True)
+    return [Sample(ids[: start + 1], response.tolist()) for ids, start, response in rows]
+
+
+def dataset_sampler(samples: Sequence[Sample], step: int) -> Sequence[Sample]:
+    """The dataset's own responses."""
+    return samples

@@ -1,0 +1,163 @@
+"""Writes a teacher cache (`gakd.teachers.cache`) shard by shard, and goes on after any interruption with the same bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from gakd.data import Example
+from gakd.files import file_digest, sync
+from gakd.teachers.cache import FORMAT, HEAD, MANIFEST, CacheError, read_manifest, size_damage
+from gakd.types import Head
+
+# Names: what they stood for is compared by hash, so a moved teacher or data file goes on.
+_FREE_TO_CHANGE = {"teacher", "dataset", "valid_dataset", "test_dataset"}
+
+
+class CacheWriter:
+    """A cache in the making, or a finished one.
+
+    Every file is written under another name, synced and renamed, and then listed in the manifest, so that the manifest
+    lists whole files at any moment. Opening hashes the listed files; those that are missing or damaged are no longer
+    `finished`, and are written again. Raises CacheError, naming what differs, where the folder was begun with other
+    settings, and where it holds something else.
+    """
+
+    def __init__(
+        self, folder: str | Path, settings: Mapping[str, Any], teacher_files: Mapping[str, Mapping[str, Any]]
+    ) -> None:
+        self.folder = Path(folder)
+        self.damaged: list[str] = []
+        """Listed files that were not as they were written."""
+        wanted = json.loads(json.dumps(settings, default=str))
+        wanted["weights"] = {name: entry["sha256"] for name, entry in teacher_files.items()}
+        if (self.folder / MANIFEST).exists():
+            self.manifest = read_manifest(self.folder)
+            self._refuse_other(wanted)
+            self._verify()
+            return
+        # What a kill within the first save has left is named `.NAME.tmp`.
+        if self.folder.exists() and any(not path.name.startswith(".") for path in self.folder.iterdir()):
+            raise CacheError(f"{folder} holds files but no {MANIFEST}: give an empty or a new folder")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        files = {name: dict(entry) for name, entry in teacher_files.items()}
+        self.manifest = {
+            "format": FORMAT, "complete": False, "settings": wanted, "teacher_files": files, "head": {}, "width": 0,
+            "sequences": 0, "rows": 0, "files": {},
+        }  # fmt: skip
+        self._save()
+
+    @property
+    def complete(self) -> bool:
+        return self.manifest["complete"]
+
+    def finished(self, name: str) -> bool:
+        return name in self.manifest["files"]
+
+    def write_head(self, head: Head) -> None:
+        self.manifest["head"] = {"scale": head.scale, "softcap": head.softcap, "vocabulary": head.vocab_size}
+        self.manifest["width"] = head.weight.shape[1]
+        tensors = {"weight": head.weight} | ({} if head.bias is None else {"bias": head.bias})
+        if not self.finished(HEAD):
+            self._write(HEAD, {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+
+    def write_shard(self, name: str, keys: Sequence[str], lengths: Sequence[int], hidden_NH: Tensor) -> None:
+        """The hidden states of some sequences, one after the other."""
+        packed = torch.frombuffer(bytearray.fromhex("".join(keys)), dtype=torch.uint8).view(len(keys), -1)
+        self._write(name, {"hidden": hidden_NH, "keys": packed, "lengths": torch.tensor(lengths)})
+
+    def finish(self, sequences: int, rows: int) -> None:
+        """Every file is there."""
+        # A file that was made again was listed last; shards stand in their order.
+        files = {name: self.manifest["files"][name] for name in sorted(self.manifest["files"])}
+        self.manifest |= {"complete": True, "sequences": sequences, "rows": rows, "files": files}
+        self._save()
+
+    def _write(self, name: str, tensors: dict[str, Tensor]) -> None:
+        path = self.folder / name
+
+        def save(scratch: Path) -> None:
+            save_file(tensors, scratch)
+            scratch.chmod(0o644)  # safetensors writes for its owner alone
+
+        digest = _replace(path, save)
+        self.manifest["files"][name] = {"bytes": path.stat().st_size, "sha256": digest}
+        self._save()
+
+    def _save(self) -> None:
+        text = json.dumps(self.manifest, indent=1)
+        _replace(self.folder / MANIFEST, lambda scratch: scratch.write_text(text, encoding="utf-8"))
+
+    def _refuse_other(self, wanted: dict[str, Any]) -> None:
+        before, now = _flat(self.manifest["settings"]), _flat(wanted)
+        changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+        if set(changed) - _FREE_TO_CHANGE:
+            differences = "; ".join(
+                f"{name} was {_short(before.get(name))}, is {_short(now.get(name))}" for name in changed
+            )
+            raise CacheError(
+                f"{self.folder} was begun with other settings: {differences}. Use the same, or another folder"
+            )
+
+    def _verify(self) -> None:
+        files = self.manifest["files"]
+        for name, entry in list(files.items()):
+            path = self.folder / name
+            if size_damage(path, entry) or file_digest(path) != entry["sha256"]:
+                self.damaged.append(name)
+                del files[name]
+        if self.damaged:
+            self.manifest["complete"] = False
+            self._save()
+
+
+def batched(examples: Sequence[Example], batch_size: int) -> list[list[Example]]:
+    """Batches of like lengths. The longest comes first, so that what does not fit in memory fails at once; the others in
+    an order of chance that is the same every time, so that the time left is told right."""
+    ordered = sorted(examples, key=lambda example: (-example.length, example.key))
+    batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
+    return [*batches[:1], *sorted(batches[1:], key=lambda batch: batch[0].key)]
+
+
+def sharded(batches: Sequence[list[Example]], rows: int) -> Iterator[list[list[Example]]]:
+    """Whole batches that reach so many rows together."""
+    shard: list[list[Example]] = []
+    held = 0
+    for batch in batches:
+        shard.append(batch)
+        held += sum(len(example.response_ids) for example in batch)
+        if held >= rows:
+            yield shard
+            shard, held = [], 0
+    if shard:
+        yield shard
+
+
+def _replace(path: Path, save: Callable[[Path], Any]) -> str:
+    """Whole or not at all, whenever the process or the machine stops; returns the hash."""
+    scratch = path.with_name(f".{path.name}.tmp")
+    save(scratch)
+    sync(scratch)
+    digest = file_digest(scratch)
+    os.replace(scratch, path)
+    sync(path.parent)
+    return digest
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text[:12] if len(text) == 64 else text  # a hash

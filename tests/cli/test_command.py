@@ -1,0 +1,87 @@
+"""The command `gakd`: its table of subcommands, as a user runs it."""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from gakd.cli.command import SUBCOMMANDS, main
+from tests import tiny
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
+def test_without_a_subcommand_it_lists_them(arguments, capsys):
+    assert main(arguments) is None
+    printed = capsys.readouterr().out
+    for name, subcommand in SUBCOMMANDS.items():
+        assert any(line.split() == [name, *subcommand.summary.split()] for line in printed.splitlines())
+
+
+@pytest.mark.parametrize(("name", "hint"), [("docter", "did you mean 'doctor'?"), ("xyz", "usage: gakd")])
+def test_an_unknown_subcommand_is_refused_with_the_list(name, hint, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([name])
+    assert stopped.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"error: no subcommand {name!r}")
+    assert hint in captured.err
+    assert captured.out == ""
+
+
+@pytest.mark.parametrize("name", [name for name, subcommand in SUBCOMMANDS.items() if subcommand.config])
+def test_each_subcommand_explains_its_flags(name, capsys):
+    module = import_module(SUBCOMMANDS[name].module)
+    with pytest.raises(SystemExit) as stopped:
+        main([name, "--help"])
+    assert stopped.value.code == 0
+    printed = capsys.readouterr().out
+    assert f"gakd {name}" in printed
+    for field in dataclasses.fields(getattr(module, SUBCOMMANDS[name].config)):
+        assert field.name.replace("_", "-") in printed.lower()
+
+
+def test_plan_plans(tmp_path, capsys):
+    tiny.save(tmp_path / "student", tiny.model(), tiny.tokenizer())
+    flags = [
+        "--student",
+        str(tmp_path / "student"),
+        "--teacher",
+        "None",
+        "--lora-rank",
+        "0",
+        "--length",
+        "64",
+        "--device",
+        "cpu",
+    ]
+    assert main(["plan", *flags]) is None
+    assert "GB" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stopped:
+        main(["plan", *flags, "--micro-batch-size", "0"])
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: --micro-batch-size is at least 1, got 0")
+
+
+def test_it_starts_as_a_module_and_fails_by_its_exit_status(tmp_path):
+    command = [sys.executable, "-m", "gakd"]
+    listed = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (listed.returncode, listed.stdout.startswith("usage: gakd")) == (0, True)
+    refused = subprocess.run(
+        [*command, "plan", "--student", "./none"], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert refused.returncode == 2
+    assert [line for line in refused.stderr.splitlines() if line.startswith("error: ")] != []
+    assert "Traceback" not in refused.stderr
+
+
+def test_the_script_of_the_package_is_this_command():
+    text = (ROOT / "pyproject.toml").read_text()
+    assert 'gakd = "gakd.cli.command:main"' in text.partition("[project.scripts]")[2].partition("[")[0]

@@ -1,0 +1,123 @@
+"""Metrics beside the CSV: the same numbers, a resumed run continues, a missing package is one line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from gakd.errors import InputError
+from gakd.logging import check_installed, open_loggers
+from tests.recipe_runs import arguments, make_material, metrics, run_here
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    (tmp_path / "gakd-1").mkdir()
+    (tmp_path / "gakd-1" / "config.json").write_text(json.dumps({"r1": 10.0}))
+    return tmp_path / "gakd-1"
+
+
+def test_a_missing_package_is_refused_with_what_to_install(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"--log-to wandb needs the package wandb: pip install 'gakd\[wandb\]'"):
+        check_installed("wandb")
+
+
+def test_tensorboard_gets_every_number_of_the_csv(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    material, output = make_material(tmp_path), tmp_path / "run"
+    run_here("gakd", *arguments(material, output, "--log-to", "tensorboard"))
+    events = accumulator.EventAccumulator(str(output / "tensorboard"))
+    events.Reload()
+    rows = metrics(output)
+    names = [name for name in rows[0] if name != "step"]
+    assert {*events.Tags()["scalars"]} == {*names, "tokens_per_second"}
+    for name in names:
+        written = {int(row["step"]): float(row[name]) for row in rows if row[name]}
+        # The CSV has six digits, the events have float32.
+        found = {event.step: event.value for event in events.Scalars(name)}
+        assert found == pytest.approx(written, rel=1e-5, abs=1e-12)
+
+
+def test_tensorboard_forgets_steps_that_are_taken_again(folder):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    # The first was killed before its first checkpoint.
+    for resume_at, factor in ((0, 7.0), (0, 1.0), (2, 10.0)):
+        (logger,) = open_loggers(["tensorboard"], folder, resume_at)
+        for step in range(resume_at + 1, resume_at + 4):
+            logger.log(step, {"loss": factor * step})
+        logger.close()
+    events = accumulator.EventAccumulator(str(folder / "tensorboard"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [
+        (1, 1),
+        (2, 2),
+        (3, 30),
+        (4, 40),
+        (5, 50),
+    ]
+
+
+def tracker(calls: list) -> SimpleNamespace:
+    """A stand-in for wandb or trackio that writes down what it is asked."""
+
+    def init(**options):
+        calls.append(("init", options))
+        return SimpleNamespace(
+            log=lambda *values, **more: calls.append(("log", *values, more)),
+            define_metric=lambda *values, **more: calls.append(("define_metric", *values, more)),
+            finish=lambda: calls.append(("finish",)),
+        )
+
+    return SimpleNamespace(init=init, __spec__=SimpleNamespace())
+
+
+def test_wandb_runs_are_continued_and_their_axis_is_the_step(folder, monkeypatch):
+    calls: list = []
+    monkeypatch.setitem(sys.modules, "wandb", tracker(calls))
+    for resume_at in (0, 1):
+        (logger,) = open_loggers(["wandb"], folder, resume_at)
+        logger.log(resume_at + 1, {"loss": 0.5})
+        logger.close()
+    inits = [options for name, options, *_ in (call for call in calls if call[0] == "init")]
+    assert inits[0] == inits[1]
+    assert (inits[0]["name"], inits[0]["resume"], inits[0]["config"]) == ("gakd-1", "allow", {"r1": 10.0})
+    assert ("define_metric", "*", {"step_metric": "step"}) in calls
+    assert [call[1] for call in calls if call[0] == "log"] == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.5}]
+    assert calls.count(("finish",)) == 2
+
+
+def test_two_runs_in_folders_of_one_name_are_two(folder, tmp_path, monkeypatch):
+    calls: list = []
+    monkeypatch.setitem(sys.modules, "trackio", tracker(calls))
+    other = tmp_path / "elsewhere" / "gakd-1"
+    other.mkdir(parents=True)
+    (other / "config.json").write_text("{}")
+    for place in (folder, other, folder):
+        (logger,) = open_loggers(["trackio"], place, 0)
+        logger.log(3, {"loss": 0.25})
+        logger.close()
+    names = [options["name"] for kind, options, *_ in (call for call in calls if call[0] == "init")]
+    assert names[0] == names[2] != names[1]
+    assert all(name.startswith("gakd-1-") for name in names)
+    assert ("log", {"loss": 0.25}, {"step": 3}) in calls
+
+
+@pytest.mark.parametrize("name", ["wandb", "trackio"])
+def test_the_real_ones_take_it_without_a_network(name, folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when it is imported
+    pytest.importorskip(name)
+    for resume_at in (0, 2):
+        (logger,) = open_loggers([name], folder, resume_at)
+        for step in (resume_at + 1, resume_at + 2):
+            logger.log(step, {"loss": 1 / step, "valid/rouge_l": 2.0})
+        logger.close()
+    written = (
+        list((folder / "wandb").rglob("*.wandb")) if name == "wandb" else list((tmp_path / "trackio").glob("*.db"))
+    )
+    assert len(written) == (2 if name == "wandb" else 1)

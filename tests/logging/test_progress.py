@@ -1,0 +1,64 @@
+"""The metrics file and the pace."""
+
+from __future__ import annotations
+
+import csv
+
+from gakd.logging import MetricsLog, Pace, ProgressView
+
+
+def read(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_columns_may_come_late_and_rows_after_a_resume_are_run_again(tmp_path):
+    path = tmp_path / "metrics.csv"
+    log = MetricsLog(path)
+    log.append(1, {"loss": 2.5})
+    log.append(2, {"loss": 1 / 3, "adversarial": 0.7})
+    log.append(2, {"valid/reverse_kl": 1.25})
+    log.append(3, {"loss": 0.1})
+    assert read(path)[1] == {"step": "2", "loss": "0.333333", "adversarial": "0.7", "valid/reverse_kl": ""}
+    resumed = MetricsLog(path, resume_at=2)
+    resumed.append(3, {"loss": 0.2})
+    assert [(row["step"], row["loss"]) for row in read(path)] == [
+        ("1", "2.5"),
+        ("2", "0.333333"),
+        ("2", ""),
+        ("3", "0.2"),
+    ]
+
+
+def test_a_row_that_a_kill_cut_short_is_dropped(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,loss\n1,0.5\n12,0.25\n1")
+    MetricsLog(path, resume_at=12)
+    assert [row["step"] for row in read(path)] == ["1", "12"]
+
+
+def test_a_new_run_starts_an_empty_file(tmp_path):
+    path = tmp_path / "metrics.csv"
+    MetricsLog(path).append(1, {"loss": 1.0})
+    MetricsLog(path)
+    assert read(path) == []
+
+
+def test_pace_counts_from_the_second_step_of_this_process(monkeypatch):
+    clock = iter([0.0, 100.0, 110.0, 110.0])
+    monkeypatch.setattr("gakd.logging.progress.time.perf_counter", lambda: next(clock))
+    pace = Pace(total=10)
+    pace.advance(999)  # ends at 100: the slow first step
+    pace.advance(50)
+    assert pace.tokens_per_second() == 5.0
+    assert pace.seconds_left(step=6) == 40.0
+
+
+def test_without_a_terminal_progress_is_plain_lines(capsys):
+    view = ProgressView(total=2, start=0, shown=True, every=0.0)
+    view.update(1, 100, {"cross_entropy": 2.0, "reverse_kl": 1.5})
+    view.update(2, 100, {"cross_entropy": 1.0, "reverse_kl": 0.5})
+    view.close()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("step 1/2 CE 2 RKL 1.5 |")
+    assert "tok/s, 0:00 left" in lines[1]

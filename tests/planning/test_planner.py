@@ -1,0 +1,185 @@
+"""The planner: its parts and counts against independent ones, its peak against a run's."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from gakd.cli.command import main as command
+from gakd.cli.plan import main
+from gakd.errors import InputError
+from gakd.planning.plan import PlanConfig
+from gakd.planning.planner import largest_micro_batch, plan
+from tests import tiny
+from tests.benchmarks import memory
+
+SMALL = PlanConfig(student="SmolLM2-135M", teacher="SmolLM2-360M", length=128, readout_width=16)
+CUT = replace(SMALL, lora_rank=0, strategy="fsdp2")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    tiny.save(tmp_path / "student", tiny.model(layers=4), tiny.tokenizer())
+    tiny.save(tmp_path / "teacher", tiny.model(width=48, layers=3, tied=False), tiny.tokenizer())
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        memory.Case("game", "tiny", words=20),
+        memory.Case("no game", "tiny", game=False, micro_batch_size=16, words=30, accumulate=True),
+    ],
+    ids=lambda case: case.title,
+)
+def test_the_peak_of_a_tiny_run_is_within_15_percent_of_the_plan(case, tmp_path):
+    found = memory.compare(case, tmp_path)
+    assert found["planned"] == pytest.approx(found["allocated"], rel=0.15)
+
+
+@pytest.mark.parametrize("lora_rank", [0, 16])
+@pytest.mark.parametrize("strategy", ["auto", "fsdp2"])
+def test_parts_add_up_and_the_peak_is_the_largest_phase(strategy, lora_rank):
+    planned = plan(replace(SMALL, lora_rank=lora_rank, strategy=strategy, devices=2))
+    assert all(sum(asdict(parts).values()) == parts.total for parts in planned.phases.values())
+    assert (
+        planned.peak == max(parts.total for parts in planned.phases.values()) == planned.phases[planned.busiest].total
+    )
+    parts = planned.phases["token losses"]
+    assert all(size > 0 for size in asdict(parts).values())
+    assert list(asdict(parts)) == [
+        "weights", "gradients", "optimizer", "activations", "teacher", "discriminator", "fused_chunk",
+    ]  # fmt: skip
+
+
+def test_static_parts_are_bytes_times_parameters():
+    student, teacher = 134_515_008, 361_821_120
+    planned = plan(replace(SMALL, lora_rank=0))
+    parts = planned.phases["forward"]
+    assert (planned.student.parameters, planned.student.trainable) == (student, student)
+    assert (parts.weights, parts.gradients, parts.optimizer) == (4 * student, 4 * student, 8 * student)
+    supervised = 4 * 64
+    assert parts.teacher == 2 * (teacher + supervised * 960)  # bfloat16 on a GPU, and its last hidden states
+    cached = plan(replace(SMALL, teacher_cache=True)).phases
+    assert cached["forward"].teacher == 2 * (49_152 * 960 + supervised * 960)
+    assert "teacher" not in cached
+    assert plan(replace(SMALL, teacher=None)).phases["forward"].teacher == 0
+    assert plan(replace(SMALL, lora_rank=0, accumulate=False)).phases["forward"].gradients == 0
+    assert plan(replace(SMALL, lora_rank=0, precision="bf16-true")).phases["forward"].weights == 2 * student
+
+
+def test_sharding_divides_what_it_cuts_and_leaves_the_rest():
+    one, eight = (plan(replace(CUT, devices=devices)).phases["update"] for devices in (1, 8))
+    assert eight.weights == one.weights / 8
+    assert eight.gradients == one.gradients / 8
+    assert eight.optimizer == one.optimizer / 8
+    assert eight.discriminator == one.discriminator
+    head = 2 * 49_152 * 960
+    assert eight.teacher - head == pytest.approx(one.teacher / 8, rel=0.01)
+    assert plan(replace(CUT, devices=4, num_nodes=2)).phases["update"] == eight
+    whole, replicated = plan(replace(CUT, strategy="auto")), plan(replace(CUT, strategy="ddp", devices=8))
+    assert replicated.phases["update"].weights == whole.phases["update"].weights
+    assert replicated.phases["update"].gradients == 2 * whole.phases["update"].gradients  # DDP's buckets
+
+
+def test_a_cut_model_is_gathered_where_it_runs():
+    planned = plan(replace(CUT, devices=8))
+    gathered = planned.phases["forward"].weights - planned.phases["update"].weights
+    assert gathered == 4 * (planned.student.rest + 2 * planned.student.layer)
+
+
+@pytest.mark.parametrize(
+    "flag", ["length", "micro_batch_size", "response_share", "readout_width", "discriminator_width"]
+)
+def test_more_takes_more(flag):
+    value = getattr(SMALL, flag)
+    peaks = [plan(replace(SMALL, **{flag: type(value)(value * factor)})).peak for factor in (1, 1.5, 2)]
+    assert peaks == sorted(set(peaks))
+
+
+def test_what_saves_memory_saves_memory():
+    full = replace(SMALL, lora_rank=0, micro_batch_size=16)
+    assert plan(replace(full, activation_checkpointing=True)).peak < plan(full).peak
+    assert plan(replace(full, lora_rank=8, lora_dropout=0.0)).peak < plan(full).peak
+    assert plan(replace(full, student_layers=(10,))).peak < plan(full).peak
+    assert plan(replace(full, teacher_cache=True)).peak < plan(full).peak
+    assert plan(replace(full, discriminator=False)).peak < plan(full).peak
+
+
+@pytest.mark.parametrize(("device_memory", "start"), [(3.0, 64), (7.0, 1)])
+def test_the_largest_micro_batch_fits_and_one_more_does_not(device_memory, start):
+    config = replace(SMALL, device_memory=device_memory, micro_batch_size=start)
+    largest = largest_micro_batch(config)
+    assert largest >= 1
+    assert plan(replace(config, micro_batch_size=largest)).fits
+    assert not plan(replace(config, micro_batch_size=largest + 1)).fits
+
+
+def test_nothing_fits_a_device_that_is_too_small():
+    assert largest_micro_batch(replace(SMALL, device_memory=0.5)) == 0
+
+
+@pytest.mark.parametrize("lora_rank", [0, 4])
+def test_flops_are_those_that_torch_counts(folder, lora_rank):
+    config = PlanConfig(
+        student=str(folder / "student"), teacher=str(folder / "teacher"), lora_rank=lora_rank, length=64, response_share=1.0,
+        device="cpu",
+    )  # fmt: skip
+    planned = plan(config)
+    model = tiny.model(width=48, layers=3, tied=False)
+    model.set_attn_implementation("eager")  # products that the counter knows
+    ids = torch.ones(2, 64, dtype=torch.int64)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(input_ids=ids, use_cache=False)
+    # It counts attention to all positions, of which half are masked.
+    masked = 2 * 64 * 48 * 3
+    assert planned.flops.teacher + masked == counter.get_total_flops() / ids.numel()
+    trained = planned.student.trainable_products / planned.student.products
+    assert (trained == 1.0) == (lora_rank == 0)
+    head = 2 * planned.student.head
+    attention = 2 * 64 * planned.student.attention_width * 4
+    products = planned.flops.forward - head - attention
+    assert planned.flops.backward == pytest.approx(
+        products * (1 + trained) + 2 * attention + head * (2 if lora_rank == 0 else 1)
+    )
+    assert planned.flops.recompute == 0
+    recomputed = plan(replace(config, activation_checkpointing=True)).flops
+    assert recomputed.recompute == planned.flops.forward - head
+    assert recomputed.total == planned.flops.total + recomputed.recompute
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"student": "nonsense-1B"}, "unknown model 'nonsense-1B'"),
+        ({"teacher": "Qwen9-1B"}, "no configuration of 'Qwen9-1B'"),
+        ({"student": "gpt2"}, "--lora-rank 0"),
+        ({"student_layers": (99,)}, "cannot keep layers"),
+        ({"teacher": None, "teacher_cache": True}, "give --teacher"),
+        ({"response_share": 0.0}, "--response-share"),
+        ({"length": 0}, "--length"),
+        ({"device_memory": -1.0}, "--device-memory"),
+    ],
+)
+def test_what_cannot_be_planned_is_said_in_one_line(changes, words, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match=words) as error:
+        plan(replace(SMALL, **changes))
+    assert "\n" not in str(error.value)
+
+
+def test_the_command_prints_parameters_parts_flops_and_the_largest_micro_batch(folder, capsys):
+    config = PlanConfig(student=str(folder / "student"), teacher=str(folder / "teacher"), device_memory=0.1, length=64)
+    main(config)
+    printed = capsys.readouterr().out
+    for part in asdict(plan(config).phases["forward"]):
+        assert part.replace("_", " ") in printed
+    assert f"{plan(config).student.parameters:,}" in printed
+    assert f"The largest micro-batch that fits: {largest_micro_batch(config)}." in printed
+    command(
+        ["plan", "--student", str(folder / "student"), "--teacher", "None", "--strategy", "fsdp2", "--devices", "2"]
+    )
+    assert "Host memory" in capsys.readouterr().out
