@@ -8,16 +8,19 @@ INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check -c constrai
 # Two threads that spin while they wait for each other are many times slower than two that sleep, once anything else runs.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: demo test check lint types docs bench clean
+.PHONY: demo test test-all check lint types docs bench clean
 
 demo: $(VENV)/demo.installed  ## distil SmolLM2-135M-Instruct into its own every third layer, on docstrings
 	rm -rf runs/demo
 	$(RUN) recipes/gakd.py --output-dir runs/demo
 
-test: $(VENV)/test.installed  ## all tests
+test: $(VENV)/test.installed  ## all tests but the long ones, minutes
+	$(RUN) -m pytest -n 2 --dist worksteal -m 'not slow'
+
+test-all: $(VENV)/test.installed  ## all tests: twenty kills each, the real model, every strategy, the whole site
 	$(RUN) -m pytest -n 2 --dist worksteal
 
-check: lint types test  ## what CI runs
+check: lint types test-all  ## what CI runs
 
 lint: $(VENV)/test.installed
 	$(VENV)/bin/ruff check .

@@ -72,9 +72,13 @@ def module_of(recipe: str) -> ModuleType:
     return load_recipe(RECIPES[recipe])
 
 
-def run_here(recipe: str, *flags: str) -> None:
+def run_here(recipe: str, *flags: str, plots: bool = False) -> None:
+    """In this process. The curves at its end take as long as many steps, and every run that a user starts draws them."""
     module = module_of(recipe)
-    module.main(parse(module.PAPER, module.DEMO, module.__doc__, flags))
+    with pytest.MonkeyPatch.context() as patch:
+        if not plots:
+            patch.setattr("gakd.evaluation.held_out.plot_metrics", lambda *files: None)
+        module.main(parse(module.PAPER, module.DEMO, module.__doc__, flags))
 
 
 def run_there(

@@ -8,10 +8,11 @@ layers are enough, since memory is linear in depth; their vocabulary is small, h
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +27,7 @@ from gakd.planning.live_bytes import LiveBytes, fill_
 from gakd.types import Batch
 
 _ATTENTION = "gakd_footprint"
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,21 @@ class Activations:
     backward: int  # the most during the backward
 
 
+def remembered(function: Callable[..., Found]) -> Callable[..., Found]:
+    """What a function found for a configuration, kept: a plan and the search for the largest micro-batch ask it again."""
+    known: dict[tuple[Any, ...], Found] = {}
+
+    @functools.wraps(function)
+    def asked(config: PreTrainedConfig, *arguments: Any, **named: Any) -> Found:
+        key = (type(config), config.to_json_string(use_diff=False), repr(arguments), repr(named))
+        if key not in known:
+            known[key] = function(config, *arguments, **named)
+        return known[key]
+
+    return asked
+
+
+@remembered
 def shape(config: PreTrainedConfig, layers: Sequence[int], adapters: Adapters) -> tuple[Shape, PreTrainedConfig]:
     """The sizes of a model built, pruned and adapted as a recipe does it, and its configuration after pruning."""
     with torch.device("meta"):
@@ -112,6 +129,7 @@ def shape(config: PreTrainedConfig, layers: Sequence[int], adapters: Adapters) -
     ), model.config
 
 
+@remembered
 def student_activations(
     config: PreTrainedConfig, sequences: int, length: int, supervised: int, adapters: Adapters, dtype: torch.dtype,
     mixed: bool, checkpointing: bool, fused_dropout: bool,
@@ -148,6 +166,7 @@ def student_activations(
     return Activations(deep("forward"), deep("inside"), deep("kept"), deep("backward"))
 
 
+@remembered
 def reader_activations(
     config: PreTrainedConfig, sequences: int, length: int, supervised: int, dtype: torch.dtype
 ) -> int:

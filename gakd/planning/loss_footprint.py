@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -28,6 +29,7 @@ class GameBytes:
     kept: int  # after it, for the student's backward
 
 
+@functools.cache
 def game_bytes(
     readout_width: int,
     discriminator_width: int,
@@ -73,6 +75,7 @@ def discriminator_entries(readout_width: int, discriminator_width: int) -> int:
         return sum(parameter.numel() for parameter in discriminator.parameters())
 
 
+@functools.cache
 def row_bytes(rows: int, vocab_size: int, student: torch.dtype, teacher: torch.dtype | None) -> int:
     """The most that cross entropy and reverse KL of some rows hold beside their logits, computed eagerly."""
     with FakeTensorMode():

@@ -21,17 +21,8 @@ from gakd.evaluation import EvaluationConfig, HeldOut, conclude
 from gakd.models import ModelConfig, load_student
 from gakd.rewards import adaptive_skew
 from gakd.run import Run, RunConfig
-from gakd.samplers import (
-    ModelSampler,
-    Sampling,
-    TeacherTextConfig,
-    policy_log_probs,
-    resample,
-    rollout_of,
-    teacher_examples,
-    teacher_log_probs,
-    with_rows,
-)
+from gakd.samplers import ModelSampler, Sampling, TeacherTextConfig, resample, teacher_examples
+from gakd.samplers.rollouts import policy_log_probs, rollout_of, teacher_log_probs, with_rows
 from gakd.teachers import load_reader, load_shared_tokenizer
 
 

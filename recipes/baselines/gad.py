@@ -26,17 +26,8 @@ from gakd.losses import KLToReference, PolicyGradient
 from gakd.models import ModelConfig, load_backbone, load_student
 from gakd.rewards import DiscriminatorScore, GroupNormalize, RewardToGo
 from gakd.run import Run, RunConfig
-from gakd.samplers import (
-    ModelSampler,
-    Sampling,
-    TeacherTextConfig,
-    model_log_probs,
-    policy_log_probs,
-    resample,
-    rollout_of,
-    teacher_examples,
-    with_advantages,
-)
+from gakd.samplers import ModelSampler, Sampling, TeacherTextConfig, resample, teacher_examples
+from gakd.samplers.rollouts import model_log_probs, policy_log_probs, rollout_of, with_advantages
 from gakd.teachers import load_reader, load_shared_tokenizer
 
 

@@ -22,15 +22,8 @@ from gakd.losses import PolicyGradient
 from gakd.models import ModelConfig, load_student
 from gakd.rewards import Clip, LengthNormalize, RewardToGo, SingleStepDecomposition, TeacherLogRatio, Whiten
 from gakd.run import Run, RunConfig
-from gakd.samplers import (
-    Sampling,
-    TeacherMixedSampler,
-    policy_log_probs,
-    resample,
-    rollout_of,
-    teacher_log_probs,
-    with_advantages,
-)
+from gakd.samplers import Sampling, TeacherMixedSampler, resample
+from gakd.samplers.rollouts import policy_log_probs, rollout_of, teacher_log_probs, with_advantages
 from gakd.teachers import load_reader, load_shared_tokenizer
 
 

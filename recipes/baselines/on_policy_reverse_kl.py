@@ -21,15 +21,8 @@ from gakd.losses import PolicyGradient
 from gakd.models import ModelConfig, load_student
 from gakd.rewards import RewardToGo, TeacherLogRatio
 from gakd.run import Run, RunConfig
-from gakd.samplers import (
-    ModelSampler,
-    Sampling,
-    policy_log_probs,
-    resample,
-    rollout_of,
-    teacher_log_probs,
-    with_advantages,
-)
+from gakd.samplers import ModelSampler, Sampling, resample
+from gakd.samplers.rollouts import policy_log_probs, rollout_of, teacher_log_probs, with_advantages
 from gakd.teachers import load_reader, load_shared_tokenizer
 
 

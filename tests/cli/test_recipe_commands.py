@@ -115,6 +115,7 @@ def test_the_source_distribution_holds_the_tests_and_makes_the_same_wheel(wheel,
         }
 
 
+@pytest.mark.slow
 def test_from_a_wheel_a_copied_recipe_runs_where_it_lands(installed, tmp_path):
     material = make_material(tmp_path)
     assert gakd(installed, tmp_path, "cp", "baselines/reverse_kl", "my_recipe.py").returncode == 0

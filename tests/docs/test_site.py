@@ -104,6 +104,7 @@ def site(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_every_page_is_on_the_site_with_every_public_name(site):
     for page in PAGES:
         name = {"README.md": "readme", "CONTRIBUTING.md": "contributing", "recipes/README.md": "recipes"}.get(
@@ -115,6 +116,7 @@ def test_every_page_is_on_the_site_with_every_public_name(site):
     assert {name for name, thing in public.items() if f"{thing.__module__}.{name}" not in ids} == set()
 
 
+@pytest.mark.slow
 def test_the_site_loads_nothing_from_elsewhere_and_its_links_lead_somewhere(site):
     pages = {path: Page(path) for path in site.rglob("*.html")}
     for path, page in pages.items():
@@ -133,6 +135,7 @@ def test_the_site_loads_nothing_from_elsewhere_and_its_links_lead_somewhere(site
                 assert unquote(parts.fragment) in pages[target].ids, f"{path.name} links to {address}"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(FOUND is None, reason="no Chromium on this machine")
 def test_the_search_finds_a_name_and_shows_no_listing_of_code_without_a_server(site):
     results = "[...document.querySelectorAll('.md-search-result__link')].map(link => link.href)"

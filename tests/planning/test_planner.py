@@ -31,7 +31,10 @@ def folder(tmp_path):
     "case",
     [
         memory.Case("game", "tiny", words=20),
-        memory.Case("no game", "tiny", game=False, micro_batch_size=16, words=30, accumulate=True),
+        pytest.param(
+            memory.Case("no game", "tiny", game=False, micro_batch_size=16, words=30, accumulate=True),
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=lambda case: case.title,
 )
@@ -109,7 +112,7 @@ def test_what_saves_memory_saves_memory():
     assert plan(replace(full, discriminator=False)).peak < plan(full).peak
 
 
-@pytest.mark.parametrize(("device_memory", "start"), [(3.0, 64), (7.0, 1)])
+@pytest.mark.parametrize(("device_memory", "start"), [pytest.param(3.0, 64, marks=pytest.mark.slow), (7.0, 1)])
 def test_the_largest_micro_batch_fits_and_one_more_does_not(device_memory, start):
     config = replace(SMALL, device_memory=device_memory, micro_batch_size=start)
     largest = largest_micro_batch(config)

@@ -17,6 +17,8 @@ GREEDY = ("--student-text", "0.7", "--student-temperature", "0")
 # Dropout too is drawn by each rank for itself.
 LORA = ("--lora-rank", "16", "--lora-dropout", "0")
 CASES = {"gakd": ("gakd", ()), "gakd with LoRA": ("gakd", LORA), "gkd": ("gkd", GREEDY)}
+# Each strategy with the template; adapters and a sampler on two processes take as long again, twice.
+QUICK = "gakd"
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +26,9 @@ def material(tmp_path_factory) -> Path:
     return make_material(tmp_path_factory.mktemp("material"), longest=40)  # from 4 to 42 tokens: very uneven masks
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(
+    scope="module", params=[pytest.param(case, marks=() if case == QUICK else pytest.mark.slow) for case in CASES]
+)
 def alone(request, material, tmp_path_factory) -> tuple[str, tuple[str, ...], Path]:
     """A recipe, its flags, and the folder of its run in one process."""
     recipe, flags = CASES[request.param]
@@ -69,6 +73,7 @@ def test_two_processes_give_what_one_gives(alone, strategy, material, tmp_path):
         assert ours["reverse_kl"] == pytest.approx(theirs["reverse_kl"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_sharded_run_resumes_bit_for_bit_and_not_as_another_kind(material, tmp_path):
     straight, taken_up = tmp_path / "straight", tmp_path / "taken up"
     on_two("gakd", material, straight, "fsdp2")  # saves at steps 2, 4 and 5
@@ -86,6 +91,7 @@ def test_a_sharded_run_resumes_bit_for_bit_and_not_as_another_kind(material, tmp
     assert "strategy was fsdp2, is ddp" in result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
 def test_sharded_weights_low_precision_and_recomputed_activations_go_together(precision, material, tmp_path):
     flags = ("--precision", precision, "--activation-checkpointing", "--cross-entropy-weight", "1")

@@ -25,7 +25,7 @@ from tests.recipe_runs import (
 )
 from tests.recipe_table import RECIPES
 
-STEPS = 24
+STEPS = 16
 
 
 class Interrupted(Exception):
@@ -39,7 +39,7 @@ def material(tmp_path_factory) -> Path:
 
 
 def flags(material: Path, output: Path, recipe: str) -> list[str]:
-    game = ["--adversarial-start", "10"] if "adversarial_start" in flags_of(module_of(recipe).PAPER) else []
+    game = ["--adversarial-start", "7"] if "adversarial_start" in flags_of(module_of(recipe).PAPER) else []
     return arguments(material, output, "--steps", str(STEPS), "--save-every", "5", *game, recipe=recipe)
 
 
@@ -55,7 +55,7 @@ def trained(request, material, tmp_path_factory) -> tuple[str, Path, Objective]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Run, "finish_step", finish_and_keep)
-        run_here(recipe, *flags(material, output, recipe))
+        run_here(recipe, *flags(material, output, recipe), plots=True)
     (objective,) = objectives
     return recipe, output, objective
 
@@ -99,7 +99,7 @@ def test_it_resumes_bit_for_bit(trained, material, tmp_path, monkeypatch):
     update, broken = Run.update, tmp_path / "run"
 
     def update_or_stop(run: Run) -> None:
-        if run.step == 18:
+        if run.step == 13:
             raise Interrupted
         update(run)
 

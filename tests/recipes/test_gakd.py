@@ -106,12 +106,25 @@ def test_two_processes_give_what_one_gives(material, finished, tmp_path):
 @pytest.mark.parametrize(
     ("launcher", "separator"),
     [
-        (("torch.distributed.run", "--standalone", "--nproc-per-node", "2"), ()),
+        pytest.param(
+            ("torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+            (),
+            marks=pytest.mark.slow,
+            id="torchrun",
+        ),
         # Without the separator it takes flags of the same name for its own.
-        (("lightning_fabric.cli", "--accelerator", "cpu", "--devices", "2"), ("--",)),
-        (("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "gakd", "run"), ()),
+        pytest.param(
+            ("lightning_fabric.cli", "--accelerator", "cpu", "--devices", "2"),
+            ("--",),
+            marks=pytest.mark.slow,
+            id="fabric run",
+        ),
+        pytest.param(
+            ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "gakd", "run"),
+            (),
+            id="torchrun gakd run",
+        ),
     ],
-    ids=["torchrun", "fabric run", "torchrun gakd run"],
 )
 def test_other_launchers_start_it_too(material, finished, tmp_path, launcher, separator):
     flags = arguments(material, tmp_path / "run", "--devices", "2")
@@ -120,9 +133,9 @@ def test_other_launchers_start_it_too(material, finished, tmp_path, launcher, se
     assert_close(tmp_path / "run", finished, 2e-4)
 
 
-@pytest.mark.parametrize("recipe", ["gakd", "sft"])
+@pytest.mark.parametrize("recipe", ["gakd", pytest.param("sft", marks=pytest.mark.slow)])
 def test_a_recipe_starts_from_any_folder(recipe, tmp_path):
-    for cwd in (ROOT, RECIPES[recipe].parent, tmp_path):
+    for cwd in (RECIPES[recipe].parent, tmp_path):  # from the repository all the others start
         result = run_there(recipe, "--help", cwd=cwd)
         assert result.returncode == 0, result.stderr[-2000:]
         for flag in ("--student", "--teacher", "--dataset", "--steps", "--devices", "--resume", "--precision"):

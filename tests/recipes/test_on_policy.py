@@ -22,6 +22,7 @@ def column(output: Path, name: str) -> dict[int, float]:
     return {int(row["step"]): float(row[name]) for row in metrics(output) if row[name]}
 
 
+@pytest.mark.slow
 def test_each_rank_goes_on_with_its_own_buffer(material, tmp_path):
     """DistiLLM on two processes, taken up again from its second checkpoint: replayed text is that of the buffer it saved."""
     flags = ("--devices", "2", "--micro-batch-size", "2", "--steps", "10", "--save-every", "6", "--threshold-step", "0")

@@ -68,6 +68,7 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_generate_killed_and_run_again_writes_the_same_rows(folder, tmp_path):
     arguments = ["--model", folder / "a", "--dataset", folder / "data", "--batch-size", 2, "--max-new-tokens", 40]
     run("generate", *arguments, "--output", "whole/train.jsonl", cwd=tmp_path)

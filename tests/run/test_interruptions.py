@@ -55,7 +55,9 @@ def material(tmp_path_factory) -> Path:
     return make_material(tmp_path_factory.mktemp("material"))
 
 
-@pytest.mark.parametrize(("number", "processes"), [(signal.SIGTERM, 1), (signal.SIGUSR1, 2)])
+@pytest.mark.parametrize(
+    ("number", "processes"), [(signal.SIGTERM, 1), pytest.param(signal.SIGUSR1, 2, marks=pytest.mark.slow)]
+)
 def test_a_run_saves_its_step_and_leaves_and_goes_on_bit_for_bit(material, tmp_path, number, processes):
     """Between checkpoints; of two processes only the first is told."""
     flags = ["--steps", "24", "--save-every", "0", "--evaluate-every", "0", "--devices", str(processes)]

@@ -232,6 +232,7 @@ def one_rank(rank: int, folder: Path) -> None:
     os._exit(0)  # gloo's threads abort an orderly exit now and then
 
 
+@pytest.mark.slow
 def test_ranks_with_unlike_windows_wait_for_the_last_full_buffer(tmp_path):
     alone = [sources(rank) for rank in range(2)]
     assert alone[0] != alone[1], "both buffers are full at the same step: nothing to agree on"

@@ -371,6 +371,7 @@ def one_rank(rank: int, folder: Path) -> None:
     os._exit(0)  # gloo's threads abort an orderly exit now and then
 
 
+@pytest.mark.slow
 def test_sharded_models_write_what_whole_ones_do_and_no_rank_waits_for_ever(models, tmp_path):
     expected = [answers(models, prompts) for prompts in RANKS]
     longest = [[max(len(sample.response_ids) for sample in answer) for answer in written] for written in expected]

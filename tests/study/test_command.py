@@ -164,6 +164,7 @@ def test_other_settings_need_another_folder(study):
         module.main(replace(config, steps=5))
 
 
+@pytest.mark.slow
 def test_a_search_judges_on_the_validation_split_alone(study, monkeypatch):
     module, config = study
     names = ("reverse_kl", "own_text", "logits_0.3", "own_text_0.3")
@@ -186,6 +187,7 @@ def test_a_search_judges_on_the_validation_split_alone(study, monkeypatch):
     assert "On the validation split." in report
 
 
+@pytest.mark.slow
 def test_given_models_take_the_place_of_mini_ones(tmp_path):
     material = make_recipe_material(tmp_path)
     module = tool()
