@@ -6,12 +6,10 @@ import csv
 import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+if TYPE_CHECKING:  # an eighth of what a recipe imports before its first line, for one figure at its end
+    from matplotlib.axes import Axes
 
 VALID = "valid/"
 
@@ -61,6 +59,10 @@ def plot_metrics(csv_path: str | Path, png_path: str | Path) -> None:
     Related columns share a panel, a column that none claims gets its own, and empty or non-finite cells are skipped.
     Raises ValueError where the file has no column `step` or nothing to draw.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
     series = read_series(Path(csv_path))
     panels = [*PANELS, *own_panels(series)]
     panels = [panel for panel in panels if any(name in series or VALID + name in series for name in panel.series)]
@@ -120,6 +122,8 @@ def own_panels(series: Iterable[str]) -> list[Panel]:
 
 
 def _draw(axes: Axes, panel: Panel, series: dict[str, Series]) -> None:
+    from matplotlib.ticker import StrMethodFormatter
+
     both = any(name in series for name in panel.series) and any(VALID + name in series for name in panel.series)
     for name, color in zip(panel.series, _COLORS, strict=False):
         label = LABELS.get(name, "")

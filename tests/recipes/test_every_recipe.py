@@ -25,7 +25,8 @@ from tests.recipe_runs import (
 )
 from tests.recipe_table import RECIPES
 
-STEPS = 16
+# Most lower their loss in so many steps. A student's own text tells less at a time, and GAD's first steps are of another loss.
+STEPS = dict.fromkeys(RECIPES, 16) | {"on_policy_reverse_kl": 24, "gad": 24}
 
 
 class Interrupted(Exception):
@@ -39,8 +40,12 @@ def material(tmp_path_factory) -> Path:
 
 
 def flags(material: Path, output: Path, recipe: str) -> list[str]:
-    game = ["--adversarial-start", "7"] if "adversarial_start" in flags_of(module_of(recipe).PAPER) else []
-    return arguments(material, output, "--steps", str(STEPS), "--save-every", "5", *game, recipe=recipe)
+    game = (
+        ["--adversarial-start", str(STEPS[recipe] // 2 - 2)]
+        if "adversarial_start" in flags_of(module_of(recipe).PAPER)
+        else []
+    )
+    return arguments(material, output, "--steps", str(STEPS[recipe]), "--save-every", "5", *game, recipe=recipe)
 
 
 @pytest.fixture(scope="module", params=RECIPES)
@@ -61,10 +66,10 @@ def trained(request, material, tmp_path_factory) -> tuple[str, Path, Objective]:
 
 
 def test_it_lowers_its_own_loss(trained):
-    _, output, objective = trained
+    recipe, output, objective = trained
     terms = [(weight, term) for weight, term in objective.terms if term.unit == "token" and weight != 0]
     rows = [row for row in metrics(output) if row["gradient_norm"]]
-    assert [row["step"] for row in rows] == [str(step) for step in range(1, STEPS + 1)]
+    assert [row["step"] for row in rows] == [str(step) for step in range(1, STEPS[recipe] + 1)]
     # Minus the mean advantage is a loss where nothing was subtracted: there, the reverse KL of the drawn tokens.
     measured = [pair for pair in terms if not isinstance(pair[1], SampledTokenLoss)] or terms
     first, last = 0.0, 0.0
@@ -77,9 +82,11 @@ def test_it_lowers_its_own_loss(trained):
 
 
 def test_it_reports_and_exports(trained):
-    _, output, _ = trained
+    recipe, output, _ = trained
     rows = metrics(output)
-    assert {row["step"] for row in rows if row["valid/cross_entropy"]} == {str(step) for step in range(4, STEPS + 1, 4)}
+    assert {row["step"] for row in rows if row["valid/cross_entropy"]} == {
+        str(step) for step in range(4, STEPS[recipe] + 1, 4)
+    }
     assert (output / "curves.png").stat().st_size > 10_000
     assert scores(output, "before")["predictions"] != []
     assert scores(output, "before")["cross_entropy"] != scores(output, "after")["cross_entropy"]
