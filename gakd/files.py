@@ -1,4 +1,4 @@
-"""What makes a written file trustworthy: that it is whole, its hash, and that it has reached the disk."""
+"""What makes a written file trustworthy (that it is whole, its hash, that it has reached the disk), and where kept files are."""
 
 from __future__ import annotations
 

@@ -37,6 +37,7 @@ def prune_layers(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedMod
 
 
 def decoder_layers(model: PreTrainedModel) -> tuple[nn.Module, str, nn.ModuleList]:
+    """The module that holds them, its attribute's name, and the layers; ModelError for a model that keeps them otherwise."""
     depth = model.config.num_hidden_layers
     for module in model.modules():
         for name, child in module.named_children():

@@ -4,7 +4,7 @@ Imports `losses`, `adversary`, `models` and what is below them.
 """
 
 from gakd.planning.plan import Plan, PlanConfig
-from gakd.planning.planner import largest_micro_batch, plan
+from gakd.planning.estimate import largest_micro_batch, plan
 
 __all__ = [
     "Plan",

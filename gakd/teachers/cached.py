@@ -50,6 +50,7 @@ class CachedTeacher:
 
 
 def refuse_stale(cache: TeacherCache, name: str | None) -> None:
+    """CacheError where a cache was not made from the files of this teacher; without a name, from those it names itself."""
     cached_name, made_from = cache.settings["teacher"], cache.manifest["teacher_files"]
     model = name or cached_name
     found = model_files(model, made_from)
@@ -74,6 +75,7 @@ def _file_mark(entry: dict[str, Any] | None) -> str:
 
 
 def refuse_missing(cache: TeacherCache, data: Data, config: ModelConfig) -> None:
+    """CacheError where a cache lacks examples of the data, with the settings that may be why."""
     for split, name in (("train", "training"), ("valid", "validation"), ("test", "test")):
         examples = getattr(data, split)
         if missing := cache.missing([example.key for example in examples]):

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gakd.planning.plan import GB, PlanConfig
-from gakd.planning.planner import plan
+from gakd.planning.estimate import plan
 from tests import tiny
 from tests.benchmarks.harness import ENVIRONMENT, REPOSITORY
 

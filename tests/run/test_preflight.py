@@ -22,7 +22,7 @@ from gakd.data import DataConfig, DataError, load_data
 from gakd.errors import InputError
 from gakd.models import ModelConfig, ModelError, add_lora, load_model, load_tokenizer
 from gakd.planning.plan import PlanConfig
-from gakd.planning.planner import plan
+from gakd.planning.estimate import plan
 from gakd.run import RunConfig
 from gakd.run.bounds import BOUNDS, check_flags
 from gakd.run.preflight import check_devices, check_run, memory_warning, model_warnings, planned, prompt_warning

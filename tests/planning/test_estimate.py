@@ -12,7 +12,7 @@ from gakd.cli.command import main as command
 from gakd.cli.plan import main
 from gakd.errors import InputError
 from gakd.planning.plan import PlanConfig
-from gakd.planning.planner import largest_micro_batch, plan
+from gakd.planning.estimate import largest_micro_batch, plan
 from tests import tiny
 from tests.benchmarks import memory
 
