@@ -3,12 +3,12 @@
 Imports `losses`, `adversary`, `models` and what is below them.
 """
 
-from gakd.planning.plan import Plan, PlanConfig
-from gakd.planning.estimate import largest_micro_batch, plan
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "Plan",
-    "PlanConfig",
-    "largest_micro_batch",
-    "plan",
-]
+from gakd.lazy import lazily
+
+if TYPE_CHECKING:
+    from gakd.planning.config import Plan, PlanConfig
+    from gakd.planning.estimate import largest_micro_batch, plan
+
+__getattr__, __dir__, __all__ = lazily(__name__, __file__)

@@ -10,9 +10,9 @@ from transformers import AutoConfig, PreTrainedConfig
 from gakd.errors import InputError
 from gakd.flags import check
 from gakd.models.names import resolve
+from gakd.planning.config import BOUNDS, GB, Flops, Plan, PlanConfig
 from gakd.planning.footprint import Adapters, Shape, shape
 from gakd.planning.known_models import known_config, known_names
-from gakd.planning.plan import BOUNDS, GB, Flops, Plan, PlanConfig
 from gakd.planning.step_memory import FLOAT32, Setting, phases
 
 

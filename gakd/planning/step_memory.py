@@ -10,9 +10,9 @@ from transformers import PreTrainedConfig
 
 from gakd.losses.chunks import default_chunk_rows
 from gakd.losses.kernel import block_rows
+from gakd.planning.config import Parts, PlanConfig
 from gakd.planning.footprint import Adapters, Shape, reader_activations, student_activations
 from gakd.planning.loss_footprint import discriminator_entries, game_bytes, row_bytes
-from gakd.planning.plan import Parts, PlanConfig
 
 FLOAT32 = 4  # bytes
 

@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from rich.table import Table
 
-from gakd.planning.plan import GB, Plan
+from gakd.planning.config import GB, Plan
 
 
 def tables(plan: Plan, largest: int) -> list[Table | str]:

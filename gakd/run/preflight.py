@@ -20,7 +20,7 @@ from gakd.logging.loggers import check_installed
 from gakd.machine import memory
 from gakd.models.loading import ModelConfig, load_tokenizer, window_of
 from gakd.models.names import resolve
-from gakd.planning.plan import GB, PlanConfig
+from gakd.planning.config import GB, PlanConfig
 from gakd.planning.estimate import largest_micro_batch, plan
 from gakd.run.bounds import check_flags
 from gakd.run.config import RunConfig

@@ -19,7 +19,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from gakd.planning.plan import GB, PlanConfig
+from gakd.planning.config import GB, PlanConfig
 from gakd.planning.estimate import plan
 from tests import tiny
 from tests.benchmarks.harness import ENVIRONMENT, REPOSITORY

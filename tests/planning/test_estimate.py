@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from gakd.cli.command import main as command
 from gakd.cli.plan import main
 from gakd.errors import InputError
-from gakd.planning.plan import PlanConfig
+from gakd.planning.config import PlanConfig
 from gakd.planning.estimate import largest_micro_batch, plan
 from tests import tiny
 from tests.benchmarks import memory

@@ -21,7 +21,7 @@ from gakd.cli import parse
 from gakd.data import DataConfig, DataError, load_data
 from gakd.errors import InputError
 from gakd.models import ModelConfig, ModelError, add_lora, load_model, load_tokenizer
-from gakd.planning.plan import PlanConfig
+from gakd.planning.config import PlanConfig
 from gakd.planning.estimate import plan
 from gakd.run import RunConfig
 from gakd.run.bounds import BOUNDS, check_flags
