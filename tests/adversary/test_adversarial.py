@@ -266,6 +266,7 @@ def test_the_wasserstein_penalty_on_interpolates_of_logits_equals_the_direct_one
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-9, atol=1e-13)
 
 
+@pytest.mark.slow
 def test_gradcheck_of_the_students_loss():
     adversarial = player()
     mask, hidden, head, teacher = material()

@@ -95,7 +95,14 @@ def test_a_cut_model_is_gathered_where_it_runs():
 
 
 @pytest.mark.parametrize(
-    "flag", ["length", "micro_batch_size", "response_share", "readout_width", "discriminator_width"]
+    "flag",
+    [
+        "micro_batch_size",
+        "readout_width",
+        "discriminator_width",
+        pytest.param("length", marks=pytest.mark.slow),
+        pytest.param("response_share", marks=pytest.mark.slow),
+    ],
 )
 def test_more_takes_more(flag):
     value = getattr(SMALL, flag)

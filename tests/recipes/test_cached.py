@@ -106,6 +106,7 @@ def test_a_cached_run_resumes_bit_for_bit(cached, tmp_path):
     assert metrics(broken) == metrics(straight)
 
 
+@pytest.mark.slow
 def test_two_processes_read_one_cache(cached, tmp_path):
     run_here("forward_kl", *from_cache(cached, tmp_path / "one", recipe="forward_kl"))
     result = run_there("forward_kl", *from_cache(cached, tmp_path / "two", "--devices", "2", recipe="forward_kl"))

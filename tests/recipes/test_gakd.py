@@ -70,7 +70,7 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(materi
     lora = () if importlib.util.find_spec("peft") is None else ("--lora-rank", "4")
     flags = (*lora, "--steps", "14")
     straight, broken = tmp_path / "straight", tmp_path / "broken"
-    assert run_there("gakd", *arguments(material, straight, *flags)).returncode == 0
+    run_here("gakd", *arguments(material, straight, *flags))
     status, _ = signalled("gakd", broken, arguments(material, broken, *flags), signal.SIGKILL, rows=6)
     assert status == -signal.SIGKILL
     assert not (broken / "student").exists()
@@ -97,6 +97,7 @@ def test_micro_batches_leave_the_result_alone(material, finished, tmp_path):
     assert_close(tmp_path / "run", finished, 2e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(material, finished, tmp_path):
     result = run_there("gakd", *arguments(material, tmp_path / "run", "--devices", "2"))
     assert result.returncode == 0, result.stderr[-3000:]
@@ -133,13 +134,20 @@ def test_other_launchers_start_it_too(material, finished, tmp_path, launcher, se
     assert_close(tmp_path / "run", finished, 2e-4)
 
 
-@pytest.mark.parametrize("recipe", ["gakd", pytest.param("sft", marks=pytest.mark.slow)])
-def test_a_recipe_starts_from_any_folder(recipe, tmp_path):
-    for cwd in (RECIPES[recipe].parent, tmp_path):  # from the repository all the others start
-        result = run_there(recipe, "--help", cwd=cwd)
-        assert result.returncode == 0, result.stderr[-2000:]
-        for flag in ("--student", "--teacher", "--dataset", "--steps", "--devices", "--resume", "--precision"):
-            assert flag in result.stdout
+@pytest.mark.parametrize(
+    ("recipe", "elsewhere"),
+    [
+        ("gakd", False),  # where `import gakd` could find the recipe; from the repository all the others start
+        pytest.param("gakd", True, marks=pytest.mark.slow),
+        pytest.param("sft", False, marks=pytest.mark.slow),
+        pytest.param("sft", True, marks=pytest.mark.slow),
+    ],
+)
+def test_a_recipe_starts_from_any_folder(recipe, elsewhere, tmp_path):
+    result = run_there(recipe, "--help", cwd=tmp_path if elsewhere else RECIPES[recipe].parent)
+    assert result.returncode == 0, result.stderr[-2000:]
+    for flag in ("--student", "--teacher", "--dataset", "--steps", "--devices", "--resume", "--precision"):
+        assert flag in result.stdout
 
 
 def test_one_discriminator_update_per_micro_batch_on_request(material, finished, tmp_path):
@@ -189,20 +197,24 @@ def test_a_second_process_is_kept_out_of_a_folder_while_the_first_is_at_work(mat
     run_here("gakd", *flags)
 
 
-def test_bad_input_is_one_line_and_no_traceback(material, tmp_path):
-    bad = tmp_path / "train.jsonl"
-    bad.write_text('{"instruction": "a", "output": "b"}\n{"instruction": "a"}\n')
-    for flags, reason in (
-        (("--dataset", str(tmp_path)), "train.jsonl:2: no response in keys ['instruction']"),
-        (("--teacher", "nobody"), "unknown model 'nobody'"),
-    ):
-        result = run_there("gakd", *arguments(material, tmp_path / "run", *flags))
-        assert result.returncode == 2
-        (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-        assert reason in line
-        assert "Traceback" not in result.stderr
+@pytest.mark.parametrize(
+    ("flags", "reason"),
+    [
+        (("--dataset", "FOLDER"), "train.jsonl:2: no response in keys ['instruction']"),
+        pytest.param(("--teacher", "nobody"), "unknown model 'nobody'", marks=pytest.mark.slow),
+    ],
+)
+def test_bad_input_is_one_line_and_no_traceback(material, tmp_path, flags, reason):
+    (tmp_path / "train.jsonl").write_text('{"instruction": "a", "output": "b"}\n{"instruction": "a"}\n')
+    given = [str(tmp_path) if flag == "FOLDER" else flag for flag in flags]
+    result = run_there("gakd", *arguments(material, tmp_path / "run", *given))
+    assert result.returncode == 2
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert reason in line
+    assert "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_a_batch_that_cannot_be_shared_is_refused(material, tmp_path):
     result = run_there("gakd", *arguments(material, tmp_path / "run", "--devices", "2", "--batch-size", "7"))
     assert result.returncode != 0
@@ -234,6 +246,7 @@ def test_defaults_are_the_papers_once_a_student_is_named():
     assert demo.run.steps == 3
 
 
+@pytest.mark.slow
 def test_the_papers_command_on_models_of_qwen3s_shape(tmp_path):
     """Tied student, untied teacher, the true vocabulary of 151,936 over a tokenizer of 151,646, LoRA, from folders."""
     pytest.importorskip("peft", reason="the extra gakd[lora]")

@@ -196,6 +196,7 @@ def test_a_step_that_is_left_out_changes_nothing_but_the_log(material, tmp_path,
     assert_identical(poisoned, without)
 
 
+@pytest.mark.slow
 def test_of_two_processes_both_stop_and_name_the_one(material, tmp_path):
     script = tmp_path / "poisoned.py"
     script.write_text(

@@ -19,10 +19,16 @@ def study(random: np.random.Generator, seeds: int, of_seeds: float, of_prompts: 
     return Values(tables[0] + own + effect, ones), Values(tables[1], ones)
 
 
-@pytest.mark.parametrize("seeds", [3, 5])
+@pytest.mark.parametrize("seeds", [pytest.param(3, marks=pytest.mark.slow), 5])
 @pytest.mark.parametrize(
     ("of_seeds", "of_prompts", "noise"),
-    [(1.0, 0.3, 0.3), (0.1, 2.0, 0.3), (0.5, 2.0, 1.0), (0.1, 1.0, 3.0), (0.0, 0.0, 1.0)],
+    [
+        pytest.param(1.0, 0.3, 0.3, marks=pytest.mark.slow),
+        pytest.param(0.1, 2.0, 0.3, marks=pytest.mark.slow),
+        (0.5, 2.0, 1.0),
+        pytest.param(0.1, 1.0, 3.0, marks=pytest.mark.slow),
+        (0.0, 0.0, 1.0),
+    ],
 )
 def test_intervals_cover_the_true_difference(seeds, of_seeds, of_prompts, noise):
     """As often as they say, and hardly oftener: an interval that is too wide hides what a study has found."""
