@@ -17,6 +17,7 @@ PARTS = "lightning_fabric datasets matplotlib peft tyro"
     ("code", "heavy"),
     [
         ("import gakd, gakd.cli, gakd.run", f"torch transformers {PARTS}"),
+        ("from gakd.cli import command, list_recipes", "torch transformers lightning_fabric datasets matplotlib peft"),
         ("from gakd import ReverseKL, RelativisticGAN", f"transformers {PARTS}"),
         ("from gakd import Distiller", PARTS),
     ],

@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-import torch
 import tyro
 
 from gakd.cli import config_file
@@ -36,7 +35,11 @@ def run(main: Callable[[Config], None], config: Config) -> None:
             raise
         print(f"error: {_line(error)}", file=sys.stderr)
         sys.exit(2)
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        import torch  # by now it is there, where the error is its; `gakd ls` and its like do without
+
+        if not isinstance(error, torch.OutOfMemoryError):
+            raise
         reason = str(error).partition(". ")[0]
         print(
             f"error: {reason}: lower --micro-batch-size (the result stays the same), add --activation-checkpointing, or ask "

@@ -27,14 +27,12 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
     [
         memory.Case("game", "tiny", words=20),
-        pytest.param(
-            memory.Case("no game", "tiny", game=False, micro_batch_size=16, words=30, accumulate=True),
-            marks=pytest.mark.slow,
-        ),
+        memory.Case("no game", "tiny", game=False, micro_batch_size=16, words=30, accumulate=True),
     ],
     ids=lambda case: case.title,
 )
@@ -119,7 +117,8 @@ def test_what_saves_memory_saves_memory():
     assert plan(replace(full, discriminator=False)).peak < plan(full).peak
 
 
-@pytest.mark.parametrize(("device_memory", "start"), [pytest.param(3.0, 64, marks=pytest.mark.slow), (7.0, 1)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("device_memory", "start"), [(3.0, 64), (7.0, 1)])
 def test_the_largest_micro_batch_fits_and_one_more_does_not(device_memory, start):
     config = replace(SMALL, device_memory=device_memory, micro_batch_size=start)
     largest = largest_micro_batch(config)

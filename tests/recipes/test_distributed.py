@@ -11,13 +11,12 @@ from safetensors.torch import load_file
 
 from tests.recipe_runs import arguments, assert_identical, make_material, metrics, run_here, run_there, scores
 
-STRATEGIES = ("ddp", "fsdp2")
 # What the student writes is then the same however it is dealt to ranks, which draw random numbers of their own.
 GREEDY = ("--student-text", "0.7", "--student-temperature", "0")
 # Dropout too is drawn by each rank for itself.
 LORA = ("--lora-rank", "16", "--lora-dropout", "0")
 CASES = {"gakd": ("gakd", ()), "gakd with LoRA": ("gakd", LORA), "gkd": ("gkd", GREEDY)}
-# Each strategy with the template; adapters and a sampler on two processes take as long again, twice.
+# Adapters and a sampler on two processes take as long again, twice.
 QUICK = "gakd"
 
 
@@ -46,7 +45,8 @@ def on_two(recipe: str, material: Path, output: Path, strategy: str, *flags: str
     return output
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+# Whole weights on two processes are in the quick tier by another launcher: recipes/test_gakd.py.
+@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp2"])
 def test_two_processes_give_what_one_gives(alone, strategy, material, tmp_path):
     """Four micro-batches of two against two of four. Adam forgives a wrong factor: losses and gradient norms must agree too."""
     recipe, flags, expected = alone

@@ -30,7 +30,7 @@ STEPS = dict.fromkeys(RECIPES, 16) | {"on_policy_reverse_kl": 24, "gad": 24}
 
 
 # What resumes is the same for recipes that differ by a term or a game: one stands for them in the quick tier.
-OWN_LOOP = {"gakd", "released", "gad", "minillm", "distillm", "distillm2", "gkd", "skd", "seqkd", "uld", "reverse_kl"}
+OWN_LOOP = {"gakd", "released", "gad", "minillm", "distillm", "distillm2", "gkd", "seqkd"}
 
 
 class Interrupted(Exception):

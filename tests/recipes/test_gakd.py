@@ -74,12 +74,11 @@ def test_a_killed_and_resumed_run_equals_an_uninterrupted_one_bit_for_bit(materi
     status, _ = signalled("gakd", broken, arguments(material, broken, *flags), signal.SIGKILL, rows=6)
     assert status == -signal.SIGKILL
     assert not (broken / "student").exists()
-    result = run_there("gakd", *arguments(material, broken, *flags, "--resume"))
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_here("gakd", *arguments(material, broken, *flags, "--resume"))
     assert_identical(broken, straight)
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+@pytest.mark.parametrize("precision", ["bf16-mixed", pytest.param("bf16-true", marks=pytest.mark.slow)])
 def test_low_precision_trains(precision, material, tmp_path):
     run_here("gakd", *arguments(material, tmp_path / "run", "--precision", precision, "--steps", "16"))
     before, after = (scores(tmp_path / "run", name) for name in ("before", "after"))

@@ -163,6 +163,7 @@ def test_evaluate_greedy_without_teacher(folder, capsys):
         tool.main(config)
 
 
+@pytest.mark.slow
 def test_evaluate_a_suite_of_files_one_table_that_is_gone_on_from(folder, tmp_path):
     for name, words in (("short", 3), ("mixed", 6)):
         rows = [{"instruction": f"{name} {i}", "output": ["so " * (i + words), "the name " * 4]} for i in range(4)]

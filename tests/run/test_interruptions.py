@@ -55,6 +55,14 @@ def material(tmp_path_factory) -> Path:
     return make_material(tmp_path_factory.mktemp("material"))
 
 
+def run(processes: int, flags: list[str]) -> None:
+    if processes == 1:
+        run_here("gakd", *flags)
+    else:
+        result = run_there("gakd", *flags)
+        assert result.returncode == 0, result.stderr[-3000:]
+
+
 @pytest.mark.parametrize(
     ("number", "processes"), [(signal.SIGTERM, 1), pytest.param(signal.SIGUSR1, 2, marks=pytest.mark.slow)]
 )
@@ -62,9 +70,7 @@ def test_a_run_saves_its_step_and_leaves_and_goes_on_bit_for_bit(material, tmp_p
     """Between checkpoints; of two processes only the first is told."""
     flags = ["--steps", "24", "--save-every", "0", "--evaluate-every", "0", "--devices", str(processes)]
     straight, broken = tmp_path / "straight", tmp_path / "broken"
-    run_here("gakd", *arguments(material, straight, *flags)) if processes == 1 else run_there(
-        "gakd", *arguments(material, straight, *flags)
-    )
+    run(processes, arguments(material, straight, *flags))
     status, printed = signalled("gakd", broken, arguments(material, broken, *flags), number, rows=4)
     assert status == EXIT_STATUS, printed[-3000:]
     (saved,) = (broken / "checkpoints").iterdir()
@@ -73,6 +79,5 @@ def test_a_run_saves_its_step_and_leaves_and_goes_on_bit_for_bit(material, tmp_p
     assert 4 <= int(step) < 24
     assert f"{signal.Signals(number).name}: saved step {step}, leaving" in printed
     assert "Traceback" not in printed
-    result = run_there("gakd", *arguments(material, broken, *flags, "--resume"))
-    assert result.returncode == 0, result.stderr[-3000:]
+    run(processes, arguments(material, broken, *flags, "--resume"))
     assert_identical(broken, straight)
