@@ -50,9 +50,7 @@ def load_data(config: DataConfig, tokenizer: PreTrainedTokenizerBase, batch_size
             f"{len(train)} training examples do not fill one batch of {batch_size}: give more data or a smaller --batch-size"
         )
     if not isinstance(tokenizer.pad_token_id, int):
-        raise DataError(
-            "the tokenizer has no padding token: load it with gakd.models.loading.load_tokenizer, or set pad_token"
-        )
+        raise DataError("the tokenizer has no padding token: load it with gakd.models.load_tokenizer, or set pad_token")
     return Data(train, valid, test, tokenizer.pad_token_id, config)
 
 

@@ -33,7 +33,7 @@ class AlignedTeacher:
     ) -> None:
         if not isinstance(tokenizer.pad_token_id, int):
             raise DataError(
-                "the teacher's tokenizer has no padding token: load it with gakd.models.loading.load_tokenizer, or set pad_token"
+                "the teacher's tokenizer has no padding token: load it with gakd.models.load_tokenizer, or set pad_token"
             )
         self.model = model.eval().requires_grad_(False)
         self._pad_token_id = tokenizer.pad_token_id
