@@ -45,7 +45,7 @@ def on_two(recipe: str, material: Path, output: Path, strategy: str, *flags: str
     return output
 
 
-# Whole weights on two processes are in the quick tier by another launcher: recipes/test_gakd.py.
+# Whole weights on two processes are in the quick tier by another launcher: tests/recipes/test_gakd.py.
 @pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp2"])
 def test_two_processes_give_what_one_gives(alone, strategy, material, tmp_path):
     """Four micro-batches of two against two of four. Adam forgives a wrong factor: losses and gradient norms must agree too."""
