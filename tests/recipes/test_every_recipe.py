@@ -29,8 +29,14 @@ from tests.recipe_table import RECIPES
 STEPS = dict.fromkeys(RECIPES, 16) | {"on_policy_reverse_kl": 24, "gad": 24}
 
 
-# What resumes is the same for recipes that differ by a term or a game: one stands for them in the quick tier.
+# In the quick tier: an ablation differs from the template by a game, a term or what is read, each with tests of its own, and a
+# baseline resumes as the template does, unless its loop is its own.
 OWN_LOOP = {"gakd", "released", "gad", "minillm", "distillm", "distillm2", "gkd", "seqkd"}
+TRAINED = [
+    pytest.param(name, marks=pytest.mark.slow if path.parent.name == "ablations" and name not in OWN_LOOP else ())
+    for name, path in RECIPES.items()
+]
+RESUMED = [pytest.param(name, marks=() if name in OWN_LOOP else pytest.mark.slow) for name in RECIPES]
 
 
 class Interrupted(Exception):
@@ -52,7 +58,7 @@ def flags(material: Path, output: Path, recipe: str) -> list[str]:
     return arguments(material, output, "--steps", str(STEPS[recipe]), "--save-every", "5", *game, recipe=recipe)
 
 
-@pytest.fixture(scope="module", params=RECIPES)
+@pytest.fixture(scope="module", params=TRAINED)
 def trained(request, material, tmp_path_factory) -> tuple[str, Path, Objective]:
     """A recipe, the folder of its uninterrupted run, and its objective."""
     recipe, output, objectives = request.param, tmp_path_factory.mktemp(request.param) / "run", set()
@@ -104,11 +110,7 @@ def test_it_reports_and_exports(trained):
     assert answer.shape[1] > prompt["input_ids"].shape[1]
 
 
-@pytest.mark.parametrize(
-    "trained",
-    [pytest.param(recipe, marks=() if recipe in OWN_LOOP else pytest.mark.slow) for recipe in RECIPES],
-    indirect=True,
-)
+@pytest.mark.parametrize("trained", RESUMED, indirect=True)
 def test_it_resumes_bit_for_bit(trained, material, tmp_path, monkeypatch):
     """Broken off in the middle of a step, three steps after the last checkpoint."""
     recipe, straight, _ = trained

@@ -12,9 +12,10 @@ from gakd.cli.report import ReportConfig, main
 from tests.browser import FOUND, browser
 from tests.report_runs import write_run
 
-pytestmark = pytest.mark.skipif(
-    FOUND is None, reason="no chromium or google-chrome on the path: the report was opened by none"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(FOUND is None, reason="no chromium or google-chrome on the path: the report was opened by none"),
+]
 
 EVIL = "</p><script>window.hurt = 1</script><img src=x onerror='window.hurt = 2'>" + "long" * 100
 RECIPES = ("gakd", "reverse_kl", "sft")

@@ -42,6 +42,7 @@ def test_intervals_cover_the_true_difference(seeds, of_seeds, of_prompts, noise)
     assert 0.92 < covered / STUDIES < (0.99 if of_seeds else 0.999)
 
 
+@pytest.mark.slow
 def test_a_ratio_covers_the_true_one():
     """Sums over counts, with texts of unlike length, and a third of the prompts outside of what is measured."""
     random = np.random.default_rng(2)
