@@ -21,3 +21,8 @@ def memory() -> int:
 def peak_memory() -> int:
     """Bytes: the largest resident set of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def is_first_process() -> bool:
+    """Of those that a launcher has started; Fabric's own launcher starts the others once this one is under way."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))

@@ -5,8 +5,11 @@ Imports the leaves and `types`.
 
 from gakd.data.alignment import Aligned, align
 from gakd.data.collate import collate
+from gakd.data.ends import end_ids, end_of_text
+from gakd.data.examples import Encoder, Example, encode
+from gakd.data.formats import row_from
 from gakd.data.load import Data, DataConfig, load_data, load_split, spread
-from gakd.data.prompts import Example, encode, render
+from gakd.data.prompts import render
 from gakd.data.rows import DataError, Message, Row
 from gakd.data.sources import load_rows
 from gakd.data.splits import Split
@@ -17,6 +20,7 @@ __all__ = [
     "Data",
     "DataConfig",
     "DataError",
+    "Encoder",
     "Example",
     "Message",
     "Row",
@@ -25,11 +29,14 @@ __all__ = [
     "align",
     "collate",
     "encode",
+    "end_ids",
+    "end_of_text",
     "load_data",
     "load_rows",
     "load_split",
     "padding_share",
     "render",
+    "row_from",
     "split_window",
     "spread",
 ]

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 
 import torch
 
-from gakd.data.prompts import Example
+from gakd.data.examples import Example
 from gakd.types import IGNORE_INDEX, Batch
 
 
 def collate(examples: Sequence[Example], pad_token_id: int) -> Batch:
-    """Right-pad to the longest: inputs are all tokens but the last, labels all but the first, prompts ignored.
+    """Right-pad to the longest: inputs are all tokens but the last, labels all but the first; prompts are ignored, and what
+    is not trained.
 
     The mask goes by lengths, never by `ids == pad_token_id`, which may be the end-of-text token.
     """
@@ -25,5 +26,8 @@ def collate(examples: Sequence[Example], pad_token_id: int) -> Batch:
         ids = torch.tensor(example.prompt_ids + example.response_ids)
         input_ids[row, : len(ids) - 1] = ids[:-1]
         attention_mask[row, : len(ids) - 1] = 1
-        labels[row, len(example.prompt_ids) - 1 : len(ids) - 1] = ids[len(example.prompt_ids) :]
+        taught = ids[len(example.prompt_ids) :]
+        if example.trained is not None:
+            taught = taught.where(torch.tensor(example.trained), IGNORE_INDEX)
+        labels[row, len(example.prompt_ids) - 1 : len(ids) - 1] = taught
     return Batch.of(input_ids, attention_mask, labels, tuple(example.key for example in examples))

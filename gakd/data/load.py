@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from gakd.data.prompts import Example, Template, encode
+from gakd.data.columns import parse_columns
+from gakd.data.encoded import Examples, Reading, encoded_table, examples_mark
+from gakd.data.examples import Encoder, Example, TrainOn
+from gakd.data.marks import encoder_marks
+from gakd.data.records import open_records
 from gakd.data.rows import DataError
-from gakd.data.sources import load_rows
-from gakd.data.splits import Split
+from gakd.data.splits import SPLITS, Split
+from gakd.data.summary import Summary, cut_line, report_left_out, summary_of
+from gakd.data.templates import Template
+from gakd.data.thoughts import Thinking
+from gakd.machine import is_first_process
 
 
 @dataclass
@@ -19,13 +26,25 @@ class DataConfig:
     """Which text, and how it is set."""
 
     dataset: str = "dolly"
-    """docstrings, dolly, self-inst, vicuna, sinst, uinst, a .jsonl file, a folder of train/valid/test.jsonl, or a hub id."""
+    """docstrings, dolly, self-inst, vicuna, sinst, uinst, a file, a folder, a glob, or a hub id: docs/data.md lists them."""
+    train_split: str | None = None
+    """Name of the split of a folder or a hub id that is trained on, if not train."""
     valid_dataset: str | None = None
     """Where the validation split comes from, if from elsewhere."""
     test_dataset: str | None = None
     """Where the test split comes from, if from elsewhere."""
+    columns: str | None = None
+    """Other names of keys: prompt=question,response=solution."""
+    max_rows: int | None = None
+    """Read the first so many rows of a source alone; a hub id's other rows are not downloaded."""
     template: Template = "chat"
-    """The tokenizer's chat template (thinking off), or the paper's Alpaca-style text. [alpaca]"""
+    """The tokenizer's chat template, the paper's Alpaca-style text, or none: prompt and response as plain text. [alpaca]"""
+    thinking: Thinking = "auto"
+    """Thoughts (<think>, reasoning_content): auto, where a response has one; on or off, for all. off leaves them out."""
+    train_on: TrainOn = "last"
+    """The assistant's last turn, or all of its turns; those of weight 0 never."""
+    date: str | None = None
+    """The date that a template sets, such as 2026-11-30; None: of the day a run is begun, which it keeps."""
     max_length: int = 512
     """Tokens of prompt and response together; longer responses are cut. [512]"""
     max_prompt_length: int = 256
@@ -35,35 +54,108 @@ class DataConfig:
 
 
 class Data(NamedTuple):
-    train: list[Example]
-    valid: list[Example]
-    test: list[Example]
+    train: Sequence[Example]
+    valid: Sequence[Example]
+    test: Sequence[Example]
     pad_token_id: int
     config: DataConfig | None = None  # what made it
+    encoding: Mapping[str, str] = {}  # hashes of what made ids of the text: tokenizer, template, date
+
+    @property
+    def marks(self) -> dict[str, str]:
+        """What a resumed run must find again: hashes of the examples of each split, and of what made them."""
+        splits = {"train": self.train, "valid": self.valid, "test": self.test}
+        return {name: examples_mark(examples) for name, examples in splits.items()} | dict(self.encoding)
 
 
-def load_data(config: DataConfig, tokenizer: PreTrainedTokenizerBase, batch_size: int = 1) -> Data:
-    """All three splits, and the id that pads their batches; DataError where training does not fill one batch."""
-    train, valid, test = (load_split(config, tokenizer, split) for split in ("train", "valid", "test"))
+def load_data(
+    config: DataConfig, tokenizer: PreTrainedTokenizerBase, batch_size: int = 1, prompts_alone: bool = False
+) -> Data:
+    """All three splits, and the id that pads their batches; DataError where training does not fill one batch.
+
+    `prompts_alone`: training rows need no responses, since the recipe writes them; their examples hold the end of a turn.
+    """
+    if prompts_alone and config.train_on == "all":
+        raise DataError(
+            "this recipe's models write the responses themselves, to one prompt a row: give --train-on last"
+        )
+    found = {split: load_summary(config, tokenizer, split, prompts_alone) for split in SPLITS}
+    if not isinstance(tokenizer.pad_token_id, int):
+        raise DataError("the tokenizer has no padding token: load it with gakd.models.load_tokenizer, or set pad_token")
+    train, valid, test = (found[split].examples for split in SPLITS)
     if len(train) < batch_size:
         raise DataError(
             f"{len(train)} training examples do not fill one batch of {batch_size}: give more data or a smaller --batch-size"
         )
-    if not isinstance(tokenizer.pad_token_id, int):
-        raise DataError("the tokenizer has no padding token: load it with gakd.models.load_tokenizer, or set pad_token")
-    return Data(train, valid, test, tokenizer.pad_token_id, config)
+    if prompts_alone:
+        valid, test = (_answered(config, split, found[split].examples) for split in ("valid", "test"))
+    if is_first_process() and (line := cut_line(found["train"], "train", config.max_length)):
+        print(line, flush=True)
+    return Data(train, valid, test, tokenizer.pad_token_id, config, encoder_marks(encoder_of(config, tokenizer)))
 
 
-def load_split(config: DataConfig, tokenizer: PreTrainedTokenizerBase, split: Split) -> list[Example]:
-    """One split, tokenized; DataError as in `load_rows` and `encode`."""
+def load_split(
+    config: DataConfig, tokenizer: PreTrainedTokenizerBase, split: Split, prompts_alone: bool = False
+) -> Examples:
+    """One split, tokenized; DataError as in `load_rows` and `Encoder`."""
+    return load_summary(config, tokenizer, split, prompts_alone).examples
+
+
+def load_summary(
+    config: DataConfig, tokenizer: PreTrainedTokenizerBase, split: Split, prompts_alone: bool = False
+) -> Summary:
+    """One split, with counts of its rows; warnings say what was left out."""
     named = {"train": None, "valid": config.valid_dataset, "test": config.test_dataset}[split]
-    # A file that is named for one split belongs to it whole.
-    dataset = config.dataset if named is None else named
-    rows = load_rows(dataset, split, config.skip_bad_rows, whole=named is not None)
-    return encode(rows, tokenizer, config.template, config.max_length, config.max_prompt_length)
+    dataset, whole = (
+        (config.dataset, False) if named is None else (named, True)
+    )  # a file named for one split is its own
+    config = config if named is None else replace(config, train_split=None)
+    summary = load_source(config, tokenizer, dataset, split, whole, prompts_alone)
+    report_left_out(summary, dataset, config.max_prompt_length)
+    if not summary.kept:
+        raise DataError(
+            f"{dataset} has no rows for the split {split!r}: give a larger file, or a folder with {split}.jsonl"
+        )
+    return summary
+
+
+def load_source(
+    config: DataConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: str,
+    split: Split,
+    whole: bool = False,
+    prompts_alone: bool = False,
+) -> Summary:
+    """The rows of a source that are of a split, or all (`whole`), tokenized as `config` says."""
+    records = open_records(dataset, split, whole, config.train_split, config.max_rows)
+    reading = Reading(parse_columns(config.columns), config.skip_bad_rows, whole)
+    # What is measured is measured on the last turn: it alone has a prompt to answer and references.
+    judged = config if split == "train" else replace(config, train_on="last")
+    table = encoded_table(records, encoder_of(judged, tokenizer, prompts_alone), reading)
+    return summary_of(table, SPLITS.index(split) if records.divided and not whole else None)
+
+
+def encoder_of(config: DataConfig, tokenizer: PreTrainedTokenizerBase, prompts_alone: bool = False) -> Encoder:
+    return Encoder(
+        tokenizer, config.template, config.max_length, config.max_prompt_length, config.thinking, config.train_on, config.date,
+        prompts_alone,
+    )  # fmt: skip
 
 
 def spread(examples: Sequence[Example], count: int) -> list[Example]:
     """At most `count` of the examples, evenly spaced: a file may be sorted, and its beginning then no fair sample."""
     count = min(count, len(examples))
     return [examples[index * len(examples) // count] for index in range(count)]
+
+
+def _answered(config: DataConfig, split: Split, examples: Examples) -> Examples:
+    """The examples that have a response, to compare with; DataError where none has."""
+    answered = examples.where(examples.column("answered"))
+    if not len(answered):
+        named = {"valid": config.valid_dataset, "test": config.test_dataset}.get(split) or config.dataset
+        raise DataError(
+            f"{named} has prompts alone, and the {split} split is what a student is judged by: give rows with responses as "
+            f"--{split}-dataset, or have a model write them with recipes/tools/generate.py"
+        )
+    return answered

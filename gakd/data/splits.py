@@ -8,6 +8,7 @@ from typing import Literal
 from gakd.data.rows import Row
 
 Split = Literal["train", "valid", "test"]
+SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 
 
 def split_of(row: Row) -> Split:

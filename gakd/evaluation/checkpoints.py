@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from gakd.data import Example
 from gakd.evaluation.evaluate import Evaluation, evaluate
 from gakd.evaluation.teacher_metrics import teacher_outputs
-from gakd.samplers.generation import Sampling, special_ids
+from gakd.samplers.generation import Sampling, padding_id
 
 
 def evaluate_checkpoints(
@@ -32,7 +32,7 @@ def evaluate_checkpoints(
     wanted = {name for names in left.values() for name in names}
     targets = {}
     if teacher is not None and wanted:
-        model, padding = load(teacher), special_ids(tokenizer)[1]
+        model, padding = load(teacher), padding_id(tokenizer)
         targets = {name: teacher_outputs(model, sets[name], padding, batch_size) for name in sorted(wanted)}
         del model
     for checkpoint, names in left.items():

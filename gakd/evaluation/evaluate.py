@@ -14,7 +14,7 @@ from gakd.data import Example
 from gakd.evaluation.teacher_metrics import divergences_to_teacher
 from gakd.evaluation.text_metrics import corpus_exact_match, rouge_l
 from gakd.losses.divergences import ReverseKL
-from gakd.samplers.generation import Generation, Sampling, decode, generate, special_ids
+from gakd.samplers.generation import Generation, Sampling, decode, generate, padding_id
 from gakd.types import TeacherOutput
 
 
@@ -66,7 +66,7 @@ def evaluate(
         raise ValueError(f"temperature 0 gives the same text for every seed, got seeds {seeds}: give one, or sample")
     if len(set(seeds)) != len(seeds):
         raise ValueError(f"each seed counts once in the mean, got {seeds}: drop the repeated ones")
-    divergences = divergences_to_teacher(student, teacher, examples, special_ids(tokenizer)[1], batch_size)
+    divergences = divergences_to_teacher(student, teacher, examples, padding_id(tokenizer), batch_size)
     result = Evaluation(divergences["cross_entropy"], divergences.get("forward_kl"), divergences.get("reverse_kl"))
     if not chosen:
         return result
@@ -81,9 +81,9 @@ def evaluate(
         result.rouge_l_by_prompt.append(scores)
         metrics = {"rouge_l": fmean(scores), **_text_metrics(texts, references, generations)}
         if reader is not None:
-            end, padding = special_ids(tokenizer)
+            padding = padding_id(tokenizer)
             own = [
-                example._replace(response_ids=generation.response_ids(end))
+                example._replace(response_ids=generation.response_ids)
                 for example, generation in zip(chosen, generations, strict=True)
             ]
             found = divergences_to_teacher(student, reader, own, padding, batch_size, [ReverseKL()])

@@ -13,6 +13,7 @@ from torch import distributed, nn
 from transformers import PreTrainedTokenizerBase
 
 from gakd.data import Data, Example, spread
+from gakd.data.ends import end_ids
 from gakd.evaluation.evaluate import Evaluation, evaluate
 from gakd.evaluation.plots import plot_metrics
 from gakd.evaluation.report import comparison_table, completions_table
@@ -129,7 +130,7 @@ def conclude(folder: Path, student: nn.Module, held_out: HeldOut, before: dict[s
 
     Where the student is sharded every rank calls this, and the `main` one writes and prints.
     """
-    exported = write_folder(student, held_out.tokenizer, folder / "student")
+    exported = write_folder(student, held_out.tokenizer, folder / "student", end_ids(held_out.tokenizer, student))
     terminal = Console()
     console = terminal if terminal.is_terminal else Console(width=100)
     console.quiet = not main

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import chain, compress
 from pathlib import Path
 from statistics import fmean, stdev
@@ -12,7 +13,10 @@ from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from gakd.data import DataConfig, Example, Split, encode, load_rows
+from gakd.data import DataConfig, Example, Split
+from gakd.data.load import load_source
+from gakd.data.rows import DataError
+from gakd.data.summary import report_left_out
 from gakd.errors import InputError
 from gakd.evaluation.evaluate import Evaluation
 
@@ -85,9 +89,13 @@ def load_suite(
     """
     sets: dict[str, list[Example]] = {}
     for name, source in sources.items():
-        rows = load_rows(source, split, config.skip_bad_rows, whole=True)
-        examples = encode(rows, tokenizer, config.template, config.max_length, config.max_prompt_length)
-        sets[name] = examples[:max_examples]
+        summary = load_source(replace(config, train_split=None), tokenizer, source, split, whole=True)
+        report_left_out(summary, source, config.max_prompt_length)
+        if not summary.kept:
+            raise DataError(
+                f"{source} has no rows for the split {split!r}: give a larger file, or a folder with {split}.jsonl"
+            )
+        sets[name] = list(summary.examples[:max_examples])
     return sets
 
 

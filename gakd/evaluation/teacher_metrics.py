@@ -37,7 +37,7 @@ def divergences_to_teacher(
             "divergences are means over the tokens of examples, got none: check the split and max_examples"
         )
     sums = divergence_sums(student, teacher, examples, pad_token_id, batch_size, terms)
-    tokens = sum(len(example.response_ids) for example in examples)
+    tokens = sum(example.supervised for example in examples)
     return {name: math.fsum(of_examples) / tokens for name, of_examples in sums.items()}
 
 
@@ -92,10 +92,10 @@ def teacher_cross_entropy(outputs: Sequence[TeacherOutput], examples: Sequence[E
     """The teacher's own cross entropy in nats per response token, from what `teacher_outputs` or a cache gave."""
     total = 0.0
     for output, example in zip(outputs, examples, strict=True):
-        labels_N = torch.tensor(example.response_ids, device=output.hidden_NH.device)
+        labels_N = torch.tensor(example.labels, device=output.hidden_NH.device)
         values = token_values(output.hidden_NH, output.head, labels_N, [CrossEntropy()])
         total += values["cross_entropy"].double().sum().item()
-    return total / sum(len(example.response_ids) for example in examples)
+    return total / sum(example.supervised for example in examples)
 
 
 def _joined(outputs: Sequence[TeacherOutput], batch: Batch) -> TeacherOutput:
@@ -112,6 +112,6 @@ def _batches(examples: Sequence[Example], batch_size: int) -> Iterator[list[int]
     """Indices of examples of like length, batch by batch."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    order = sorted(range(len(examples)), key=lambda i: len(examples[i].prompt_ids) + len(examples[i].response_ids))
+    order = sorted(range(len(examples)), key=lambda i: examples[i].length)
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]

@@ -6,7 +6,7 @@ import copy
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,12 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 
-def write_folder(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: str | Path) -> Path:
+def write_folder(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: str | Path, ends: Sequence[int] = ()
+) -> Path:
     """Write weights (LoRA merged into a copy), config, generation config and tokenizer to `folder`, replacing it.
+
+    The generation config keeps the ends that it has, and gets `ends` and the tokenizer's end of text besides.
 
     Written beside its place and renamed, so that a crash leaves the old folder or the new one, never half of one. A model that
     is sharded over ranks is gathered on the CPU of rank 0, which writes it; every rank calls this.
@@ -30,7 +34,10 @@ def write_folder(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: s
         model = gathered
     if hasattr(model, "merge_and_unload"):
         model = copy.deepcopy(model).merge_and_unload()  # type: ignore[operator]
-    model.generation_config.eos_token_id = tokenizer.eos_token_id  # type: ignore[union-attr]
+    known: Any = model.generation_config.eos_token_id  # type: ignore[union-attr]
+    own = known if isinstance(known, list) else [known]
+    every = list(dict.fromkeys(end for end in [tokenizer.eos_token_id, *ends, *own] if end is not None))
+    model.generation_config.eos_token_id = every if len(every) > 1 else every[0]  # type: ignore[union-attr]
     model.generation_config.pad_token_id = tokenizer.pad_token_id  # type: ignore[union-attr]
     with _replacing(folder) as scratch:
         model.save_pretrained(scratch)  # type: ignore[operator]

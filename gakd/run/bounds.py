@@ -15,7 +15,7 @@ BOUNDS = {
     "learning_rate": RATE, "min_learning_rate": NOT_NEGATIVE, "discriminator_learning_rate": RATE,
     "weight_decay": NOT_NEGATIVE, "clip": Bound(above=0, infinite=True),
     "lora_rank": Bound(at_least=0, at_most=2**16), "lora_alpha": COUNT, "lora_dropout": Bound(at_least=0, below=1),
-    "max_length": Bound(at_least=2), "max_prompt_length": COUNT,
+    "max_length": Bound(at_least=2), "max_prompt_length": COUNT, "max_rows": COUNT,
     "examples": COUNT, "text_examples": OPTIONAL_COUNT, "valid_text_examples": OPTIONAL_COUNT,
     "max_new_tokens": COUNT, "evaluation_batch_size": COUNT,
     "generation_batch_size": COUNT, "teacher_max_new_tokens": COUNT, "student_max_new_tokens": COUNT,

@@ -9,12 +9,24 @@ import json
 from contextlib import ExitStack
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from lightning_fabric import Fabric
 
+from gakd.data.dates import fixed_date
+from gakd.data.load import DataConfig
 from gakd.errors import InputError
+from gakd.files import write_json
+from gakd.models.loading import ModelConfig
 
+Group = TypeVar("Group")
+
+# What the marks of a run's data stand for.
+_NAMES = {
+    "train": "the training examples", "valid": "the validation examples", "test": "the test examples",
+    "tokenizer": "the tokenizer", "template": "the chat template", "date": "the date that the template sets",
+    "lengths": "the lengths", "prompts alone": "whether responses are written by the recipe",
+}  # fmt: skip
 # What may differ between a run and its resumption: no bit of the training depends on it.
 _FREE_TO_CHANGE = {"resume", "output_dir", "keep_checkpoints", "save_every", "log_to", "export", "on_nonfinite"}
 
@@ -38,6 +50,44 @@ def claim(fabric: Fabric, folder: Path, recipe_config: Any, resume: bool) -> Tex
     if error:
         raise InputError(error)
     return lock
+
+
+def fix_date(fabric: Fabric, folder: Path, recipe_config: Any, resume: bool) -> None:
+    """Give the data of a recipe the date of its run, the same on every rank: of its begin, or of its teacher's cache."""
+    data, models = group_of(recipe_config, DataConfig), group_of(recipe_config, ModelConfig)
+    if data is None:
+        return
+    kept = [(folder / "config.json", ("data", "date"))] if resume else []
+    if models is not None and models.teacher_cache is not None:
+        kept.append((models.teacher_cache / "manifest.json", ("settings", "date")))
+    data.date = fabric.broadcast(fixed_date(data.date, *kept))
+
+
+def check_data(fabric: Fabric, folder: Path, marks: dict[str, str]) -> None:
+    """Keep what a run's data are known by, or, where it goes on, compare; InputError on every rank, naming what has changed."""
+    error = None
+    if fabric.is_global_zero:
+        path = folder / "data.json"
+        before = json.loads(path.read_text()) if path.exists() else marks
+        if changed := [
+            f"{_NAMES.get(name, name)} ({before.get(name)}, now {marks.get(name)})"
+            for name in marks
+            if before.get(name) != marks[name]
+        ]:
+            error = (
+                f"{folder} was begun with other data, so its steps would not be those of one run. Changed: {', '.join(changed)}. "
+                f"Give it what it was begun with, or another --output-dir"
+            )
+        elif not path.exists():
+            write_json(path, marks, indent=2)
+    error = fabric.broadcast(error)
+    if error:
+        raise InputError(error)
+
+
+def group_of(config: Any, kind: type[Group]) -> Group | None:
+    """The group of flags of a kind that a recipe's configuration has."""
+    return next((value for value in vars(config).values() if isinstance(value, kind)), None)
 
 
 def _take(folder: Path, wanted: dict[str, Any], resume: bool) -> TextIOWrapper:

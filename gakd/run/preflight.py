@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from gakd.data import DataConfig, Row
-from gakd.data.prompts import Template, encode_prompts
+from gakd.data.examples import encode_prompts
 from gakd.data.rows import DataError
+from gakd.data.templates import Template
 from gakd.errors import InputError
 from gakd.flags import flags_of
 from gakd.logging.loggers import check_installed
-from gakd.machine import memory
+from gakd.machine import is_first_process, memory
 from gakd.models.loading import ModelConfig, load_tokenizer, window_of
-from gakd.models.names import resolve
 from gakd.planning.config import GB, PlanConfig
 from gakd.planning.estimate import largest_micro_batch, plan
 from gakd.run.bounds import check_flags
 from gakd.run.config import RunConfig
-
-Group = TypeVar("Group")
+from gakd.run.folder import group_of
+from gakd.run.turn_ends import end_warnings
 
 _SMALL = 10**8  # bytes of weights
 # One of each shape that a template may set in its own way.
@@ -52,8 +51,8 @@ def check_run(config: RunConfig, recipe_config: Any) -> None:
         if config.export == "best" and name in {"evaluate_every", "valid_text_examples"} and not value:
             flag = f"--{name.replace('_', '-')}"
             raise InputError(f"--export best chooses by the ROUGE-L of validations: set {flag} above 0")
-    models, data = _group(recipe_config, ModelConfig), _group(recipe_config, DataConfig)
-    if models is None or not _is_first_process():
+    models, data = group_of(recipe_config, ModelConfig), group_of(recipe_config, DataConfig)
+    if models is None or not is_first_process():
         return
     check_windows(models, None if data is None else data.max_length)
     found = model_warnings(models, "chat" if data is None else data.template)
@@ -84,13 +83,12 @@ def check_windows(config: ModelConfig, max_length: int | None) -> None:
 def model_warnings(config: ModelConfig, template: Template) -> list[str | None]:
     """What about the pair's tokenizers and settings would train a student on something else than is meant.
 
-    Their vocabularies and end-of-text tokens are compared where they must agree (`load_shared_tokenizer`).
+    Their vocabularies are compared where they must agree (`load_shared_tokenizer`).
     """
     student = load_tokenizer(config.student, config.trust_remote_code)
-    found = [_end_warning(config.student, student)]
+    found: list[str | None] = [*end_warnings(config, template)]
     if config.teacher is not None and config.teacher_cache is None and config.teacher != config.student:
         teacher = load_tokenizer(config.teacher, config.trust_remote_code)
-        found.append(_end_warning(config.teacher, teacher))
         if student.get_vocab() == teacher.get_vocab():
             found.append(prompt_warning(student, teacher, (config.student, config.teacher), template))
     return found
@@ -123,21 +121,6 @@ def prompt_warning(
 
 def _excerpt(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], place: int) -> str:
     return repr(str(tokenizer.decode(list(ids[place : place + 8])))) if place < len(ids) else "nothing"
-
-
-def _end_warning(name: str, tokenizer: PreTrainedTokenizerBase) -> str | None:
-    """Where a model ends its texts with tokens that are not its tokenizer's end of text, so that generation would not stop."""
-    try:
-        ends = GenerationConfig.from_pretrained(resolve(name)).eos_token_id
-    except OSError:  # it has none
-        return None
-    ends = set(ends if isinstance(ends, list) else [] if ends is None else [ends])
-    if not ends or tokenizer.eos_token_id in ends:
-        return None
-    return (
-        f"{name} ends its texts with {tokenizer.convert_ids_to_tokens(sorted(ends))} (generation_config.json), its tokenizer "
-        f"with {tokenizer.eos_token!r}: what it writes may never stop; set eos_token in its tokenizer_config.json"
-    )
 
 
 def planned(config: RunConfig, recipe_config: Any, models: ModelConfig, data: DataConfig) -> PlanConfig:
@@ -178,12 +161,3 @@ def _worth_planning(config: ModelConfig) -> bool:
     folders = [Path(name).expanduser() for name in (config.student, config.teacher) if name is not None]
     sizes = [sum(path.stat().st_size for path in folder.glob("*.safetensors")) for folder in folders]
     return not all(0 < size < _SMALL for size in sizes)
-
-
-def _group(config: Any, kind: type[Group]) -> Group | None:
-    return next((value for value in vars(config).values() if isinstance(value, kind)), None)
-
-
-def _is_first_process() -> bool:
-    """Of those that a launcher has started; Fabric's own launcher starts the others after this one has passed."""
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))

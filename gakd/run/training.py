@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gakd.data import Data, Windows, collate, split_window
+from gakd.data.encoded import lengths_of
 from gakd.distiller import Distiller
 from gakd.files import write_json
 from gakd.models.sharding import whole
@@ -24,7 +25,7 @@ from gakd.objective import Counts, Objective
 from gakd.run import checkpoint
 from gakd.run.checkpoints import RunCheckpoints
 from gakd.run.config import RunConfig, learning_rate_at
-from gakd.run.folder import claim
+from gakd.run.folder import check_data, claim, fix_date
 from gakd.run.guard import Guard
 from gakd.run.interruptions import EXIT_STATUS, Interruptions
 from gakd.run.launch import launch
@@ -56,6 +57,7 @@ class Run:
         self._guard = Guard(config.on_nonfinite, self._record, self._keep_step)
         self._log = StepLog(self.fabric.world_size, self.device, self.over_ranks)
         self._recipe = Path(getattr(sys.modules.get(type(recipe_config).__module__), "__file__", None) or "").stem
+        fix_date(self.fabric, self.folder, recipe_config, config.resume)
         self._lock = claim(self.fabric, self.folder, recipe_config, config.resume)  # open as long as the run is
 
     # ---- before the loop ----
@@ -160,7 +162,8 @@ class Run:
         What a step holds is a function of the seed and the step alone: not of the micro-batch size, the ranks, or a resume.
         """
         config, examples = self.config, data.train
-        lengths = [example.length for example in examples]
+        check_data(self.fabric, self.folder, data.marks)
+        lengths = lengths_of(examples).tolist()
         windows, self.total = Windows(lengths, config.batch_size, config.seed), self.total_steps(data)
         log = self._log.open(self.folder, config.log_to, self.step, self.total, self.is_main)
         with log, Interruptions() as self._interruptions:

@@ -10,7 +10,7 @@ from gakd.lazy import lazily
 if TYPE_CHECKING:
     from gakd.samplers.endpoint import EndpointTeacher, response_records
     from gakd.samplers.endpoint_config import EndpointConfig
-    from gakd.samplers.generation import Generation, Sampling, decode, generate, special_ids
+    from gakd.samplers.generation import Generation, Sampling, decode, generate, padding_id
     from gakd.samplers.mixture import Mixture
     from gakd.samplers.model import ModelSampler
     from gakd.samplers.protocol import Sample, Sampler, dataset_sampler, resample, samples_of

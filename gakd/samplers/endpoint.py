@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from rich.markup import escape
 
-from gakd.data.prompts import conversation
-from gakd.data.rows import Message, Row
+from gakd.data.rows import Message, Row, conversation
 from gakd.errors import InputError
 from gakd.logging.progress import ProgressView
 from gakd.samplers.endpoint_config import EndpointConfig
@@ -90,8 +89,12 @@ class EndpointTeacher:
             return [[cache.found[request.key] for request in requests] for requests in asked]
 
     def _request(self, row: Row, sample: int) -> _Request:
-        config, body, asked = self.config, self.config.body(), conversation(row)
-        drawn = json.dumps({"messages": asked, "sample": sample, **config.drawn()}, sort_keys=True)
+        config, body = self.config, self.config.body()
+        asked = [{name: value for name, value in message.items() if name != "weight"} for message in conversation(row)]
+        own: dict[str, Any] = {"tools": list(row.tools)} if row.tools else {}
+        own |= {"chat_template_kwargs": dict(row.template_kwargs)} if row.template_kwargs else {}
+        body = own | body
+        drawn = json.dumps({"messages": asked, "sample": sample, **own, **config.drawn()}, sort_keys=True)
         key = hashlib.sha256(drawn.encode("ascii")).hexdigest()
         if config.seed is not None:  # one seed for all would give all samples of a prompt the same text
             body["seed"] = int(key[:8], 16) >> 1
@@ -170,7 +173,7 @@ def response_records(
     return records(
         [Example([], [], row) for row, _ in pairs],
         [response.text for _, response in pairs],
-        [Generation([], response.finished) for _, response in pairs],
+        [Generation([], 0 if response.finished else None) for _, response in pairs],
         drop_unfinished,
     )
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from gakd.data.ends import end_ids
 from gakd.models.lora import base_of
 from gakd.samplers.mode import device_of, evaluating
 
@@ -20,7 +21,7 @@ class Sampling:
     """How responses are drawn; the defaults are the setting of MiniLLM's and GAKD's tables."""
 
     max_new_tokens: int = 256
-    """Tokens after which a response is cut, its end-of-text token included."""
+    """Tokens after which a response is cut, its end included."""
     temperature: float = 1.0
     """Divides the logits; 0 takes the most probable token at each step (greedy)."""
     top_p: float = 1.0
@@ -36,12 +37,17 @@ class Sampling:
 class Generation(NamedTuple):
     """One response."""
 
-    ids: list[int]  # without the end-of-text token
-    finished: bool  # False where max_new_tokens cut it before its end-of-text token
+    ids: list[int]  # without the token that ended it
+    end: int | None = None  # the token that ended it; None where max_new_tokens cut it before
 
-    def response_ids(self, eos_token_id: int) -> list[int]:
-        """As a response to train on or to score: with its end-of-text token where it came to one."""
-        return [*self.ids, eos_token_id] if self.finished else self.ids
+    @property
+    def finished(self) -> bool:
+        return self.end is not None
+
+    @property
+    def response_ids(self) -> list[int]:
+        """As a response to train on or to score: with its end where it came to one."""
+        return self.ids if self.end is None else [*self.ids, self.end]
 
 
 def generate(
@@ -56,7 +62,8 @@ def generate(
 
     The same seed, prompts and batch size give the same responses. What the checkpoint's own generation config asks for
     (top-k 20 at Qwen3, a repetition penalty at Qwen2.5) is not applied: tokens come from the model's distribution,
-    changed by `sampling` alone. `on_progress` is called after each batch with the number of prompts in it. A model that
+    changed by `sampling` alone. It stops at every end that the model's generation config, the tokenizer and its template
+    know (`end_ids`). `on_progress` is called after each batch with the number of prompts in it. A model that
     is sharded over ranks (`fully_shard`) takes the steps of the longest response among them, so each rank calls this
     with equally many batches. Raises ValueError for an empty prompt.
     """
@@ -64,8 +71,8 @@ def generate(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     check_prompts(prompts)
     base, device = base_of(model), device_of(model)
-    eos_token_id, pad_token_id = special_ids(tokenizer)
-    config = generation_config(tokenizer, sampling)
+    ends, pad_token_id = end_ids(tokenizer, model), padding_id(tokenizer)
+    config = generation_config(tokenizer, sampling, ends)
     # Prompts of like length share a batch: less padding. Sorting is stable, so the order is a function of the prompts.
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     responses: dict[int, Generation] = {}
@@ -77,23 +84,22 @@ def generate(
                 input_ids=input_ids.to(device), attention_mask=attention_mask.to(device), generation_config=config
             )
             for index, ids in zip(indices, output[:, input_ids.shape[1] :].tolist(), strict=True):
-                responses[index] = _cut(ids, eos_token_id)
+                responses[index] = _cut(ids, ends)
             if on_progress is not None:
                 on_progress(len(indices))
     return [responses[index] for index in range(len(prompts))]
 
 
-def generation_config(tokenizer: PreTrainedTokenizerBase, sampling: Sampling) -> GenerationConfig:
-    """The transformers configuration of a `Sampling`: top-k off, no penalties, one end-of-text token."""
+def generation_config(tokenizer: PreTrainedTokenizerBase, sampling: Sampling, ends: Sequence[int]) -> GenerationConfig:
+    """The transformers configuration of a `Sampling`: top-k off, no penalties, the ends that are given."""
     greedy = sampling.temperature == 0
-    eos_token_id, pad_token_id = special_ids(tokenizer)
     config = GenerationConfig(
         max_new_tokens=sampling.max_new_tokens,
         do_sample=not greedy,
         no_repeat_ngram_size=0,
         repetition_penalty=1.0,
-        eos_token_id=eos_token_id,
-        pad_token_id=pad_token_id,
+        eos_token_id=list(ends),
+        pad_token_id=padding_id(tokenizer),
         use_cache=True,
     )
     if not greedy:  # transformers warns of sampling settings beside do_sample=False
@@ -101,12 +107,12 @@ def generation_config(tokenizer: PreTrainedTokenizerBase, sampling: Sampling) ->
     return config
 
 
-def special_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[int, int]:
-    """End-of-text and padding token; without a padding token the first takes its place, masks go by lengths."""
-    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    if not isinstance(eos, int):
-        raise ValueError(f"responses end with the end-of-text token, the tokenizer has none (got {eos}): set eos_token")
-    return eos, pad if isinstance(pad, int) else eos
+def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The padding token; without one the end of text takes its place, masks go by lengths. ValueError where there is neither."""
+    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if isinstance(token, int):
+            return token
+    raise ValueError("batches are padded, and the tokenizer has neither padding nor end of text: set eos_token")
 
 
 def check_prompts(prompts: Sequence[Sequence[int]]) -> None:
@@ -148,10 +154,10 @@ def left_padded(prompts: Sequence[Sequence[int]], pad_token_id: int) -> tuple[to
     return ids, mask
 
 
-def _cut(ids: list[int], eos_token_id: int) -> Generation:
-    """Ends a row of a batch at its first end-of-text token; what follows it is padding."""
-    finished = eos_token_id in ids
-    return Generation(ids[: ids.index(eos_token_id)] if finished else ids, finished)
+def _cut(ids: list[int], ends: Sequence[int]) -> Generation:
+    """Ends a row of a batch at its first end; what follows it is padding."""
+    place = next((place for place, token in enumerate(ids) if token in ends), None)
+    return Generation(ids) if place is None else Generation(ids[:place], ids[place])
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, generations: Sequence[Generation]) -> list[str]:

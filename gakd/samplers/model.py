@@ -8,7 +8,8 @@ from dataclasses import replace
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from gakd.samplers.generation import Sampling, generate, special_ids
+from gakd.data.ends import end_ids
+from gakd.samplers.generation import Sampling, generate
 from gakd.samplers.protocol import Sample
 from gakd.seeds import seed_of
 
@@ -16,7 +17,7 @@ from gakd.seeds import seed_of
 class ModelSampler:
     """Responses that a model writes: the student's own text, or its teacher's.
 
-    One batch for all prompts, left-padded, with a key-value cache; an end-of-text token that was drawn is kept and becomes a
+    One batch for all prompts, left-padded, with a key-value cache; an end that was drawn is kept and becomes a
     label. A response ends at `max_length` tokens of prompt and response at the latest. `truncated` is the share of
     the last call's responses that were cut.
     """
@@ -30,12 +31,12 @@ class ModelSampler:
     def __call__(self, samples: Sequence[Sample], step: int) -> list[Sample]:
         prompts = [sample.prompt_ids for sample in samples]
         sampling = replace(self.sampling, seed=seed_of(self.sampling.seed, step))
-        end, _ = special_ids(self.tokenizer)
         answered = []
         for prompt, generation in zip(
             prompts, generate(self.model, self.tokenizer, prompts, sampling, max(len(prompts), 1)), strict=True
         ):
             room = None if self.max_length is None else max(self.max_length - len(prompt), 1)
-            answered.append(Sample(prompt, generation.response_ids(end)[:room]))
-        self.truncated = sum(sample.response_ids[-1] != end for sample in answered) / max(len(answered), 1)
+            answered.append(Sample(prompt, generation.response_ids[:room]))
+        ends = end_ids(self.tokenizer, self.model)
+        self.truncated = sum(sample.response_ids[-1] not in ends for sample in answered) / max(len(answered), 1)
         return answered

@@ -69,6 +69,11 @@ def samples_of(batch: Batch) -> list[Sample]:
         raise ValueError(f"each sequence needs a response to replace, got supervised tokens {list(batch.lengths)}")
     responses = batch.labels_N.cpu().split(list(batch.lengths))
     starts = batch.mask.int().argmax(1).tolist()
+    widths = (batch.mask * torch.arange(1, batch.mask.shape[1] + 1, device=batch.mask.device)).amax(1).tolist()
+    if [end - start for start, end in zip(starts, widths, strict=True)] != list(batch.lengths):
+        raise ValueError(
+            "a sampler replaces one response, and these sequences have several turns: give --train-on last"
+        )
     rows = zip(batch.input_ids.tolist(), starts, responses, strict=True)
     return [Sample(ids[: start + 1], response.tolist()) for ids, start, response in rows]
 

@@ -11,12 +11,13 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from gakd.data import Data, DataConfig, DataError, Example, spread
-from gakd.data.prompts import encode_prompts
-from gakd.data.rows import record_of, row_from
+from gakd.data.examples import encode_prompts
+from gakd.data.formats import row_from
+from gakd.data.rows import record_of
 from gakd.errors import InputError
 from gakd.logging.progress import ProgressView
 from gakd.run.config import RunConfig
-from gakd.samplers.generation import Generation, Sampling, decode, generate, special_ids
+from gakd.samplers.generation import Generation, Sampling, decode, generate
 from gakd.samplers.resumable import ResumableRows
 from gakd.seeds import seed_of
 from gakd.teachers.cached import CachedTeacher
@@ -81,11 +82,12 @@ def teacher_examples(
             f"all {count} responses of the teacher are empty: does it follow the template {dataset.template}?"
         )
     rows = [row_from(record, f"{written.path}:{number}") for number, record in enumerate(read, 1)]
-    examples, vocabulary, (end, _) = [], len(tokenizer), special_ids(tokenizer)
-    for row, record, prompt in zip(rows, read, encode_prompts(rows, tokenizer, dataset.template), strict=True):
+    prompt_ids = encode_prompts(rows, tokenizer, dataset.template, dataset.thinking, dataset.date)
+    examples, vocabulary = [], len(tokenizer)
+    for row, record, prompt in zip(rows, read, prompt_ids, strict=True):
         # A padded head may draw tokens that stand for nothing, and that a student's smaller one may not have.
         drawn = [token for token in record["token_ids"] if token < vocabulary]
-        response_ids = Generation(drawn, record["finished"]).response_ids(end)
+        response_ids = Generation(drawn, record["end"]).response_ids
         examples.append(Example(prompt, response_ids[: dataset.max_length - len(prompt)], row))
     return examples
 
@@ -131,7 +133,7 @@ def records(
 ) -> list[dict[str, Any]]:
     """Records as `gakd.data` reads them; those that it would refuse, such as empty responses, are left out.
 
-    `finished` is False where a response was cut; `token_ids`, on request, are those of the response without its end.
+    `finished` is False where a response was cut; `token_ids`, on request, are those of the response without its `end`.
     """
     found = []
     for example, text, generation in zip(examples, texts, generations, strict=True):
@@ -141,6 +143,6 @@ def records(
         except DataError:
             continue
         if generation.finished or not drop_unfinished:
-            own_ids = {"token_ids": generation.ids} if token_ids else {}
+            own_ids = {"token_ids": generation.ids, "end": generation.end} if token_ids else {}
             found.append(record | {"finished": generation.finished} | own_ids)
     return found

@@ -2,7 +2,7 @@
 
 Both models read one left-padded batch of all prompts, each with its key-value cache, and a rule draws every token from
 their two distributions. Student and teacher share a tokenizer; of heads that are padded to different widths, what both
-have counts, as in the losses. An end-of-text token that was drawn is kept and becomes a label; a response ends at
+have counts, as in the losses. An end that was drawn is kept and becomes a label; a response ends at
 `max_length` tokens of prompt and response at the latest. What is drawn is a function of the seed, the step and the samples;
 the caller's random numbers and the models' modes stay as they are.
 
@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, distributed, nn
 from transformers import PreTrainedTokenizerBase, TopPLogitsWarper
 
+from gakd.data.ends import end_ids
 from gakd.models.lora import base_of
-from gakd.samplers.generation import Sampling, check_prompts, left_padded, seeded, special_ids
+from gakd.samplers.generation import Sampling, check_prompts, left_padded, padding_id, seeded
 from gakd.samplers.mode import device_of, evaluating
 from gakd.samplers.protocol import Sample
 from gakd.seeds import seed_of
@@ -72,7 +73,7 @@ class TeacherMixedSampler:
     def __call__(self, samples: Sequence[Sample], step: int) -> list[Sample]:
         sampling = replace(self.sampling, seed=seed_of(self.sampling.seed, step))
         rolled = _roll_out(self.student, self.teacher, self.tokenizer, samples, sampling, self.max_length, self._draw)
-        self.truncated = _truncated(rolled, self.tokenizer)
+        self.truncated = _truncated(rolled, end_ids(self.tokenizer, self.student, self.teacher))
         return [sample._replace(weights=notes) for sample, notes in rolled]
 
     def _draw(self, student_BV: Tensor, teacher_BV: Tensor) -> Draw:
@@ -131,7 +132,7 @@ class SpeculativeSampler:
         rolled = _roll_out(self.student, self.teacher, self.tokenizer, samples, sampling, self.max_length, draw)
         notes = [note for _, own in rolled for note in own]
         self.accepted = sum(notes) / max(len(notes), 1)
-        self.truncated = _truncated(rolled, self.tokenizer)
+        self.truncated = _truncated(rolled, end_ids(self.tokenizer, self.student, self.teacher))
         return [sample for sample, _ in rolled]
 
 
@@ -163,7 +164,9 @@ def _roll_out(
     check_prompts(prompts)
     if not prompts:
         return []
-    (end, pad), device, in_step = special_ids(tokenizer), device_of(student), _in_step(student, teacher)
+    ends, pad = end_ids(tokenizer, student, teacher), padding_id(tokenizer)
+    device, in_step = device_of(student), _in_step(student, teacher)
+    ends_E = torch.tensor(ends, device=device)
     ids_BT, mask_BL = (tensor.to(device) for tensor in left_padded(prompts, pad))
     open_B = torch.ones(len(prompts), dtype=torch.bool, device=device)
     draws: list[Draw] = []
@@ -175,12 +178,12 @@ def _roll_out(
             token_B, note_B = rule(student_BV[:, :shared], teacher_BV[:, :shared].to(device))
             token_B = token_B.where(open_B, pad)
             draws.append(Draw(token_B, note_B))
-            open_B = open_B & (token_B != end)
+            open_B = open_B & ~torch.isin(token_B, ends_E)
             ids_BT, mask_BL = token_B[:, None], torch.cat([mask_BL, mask_BL.new_ones(len(prompts), 1)], 1)
     rows = zip(prompts, *(torch.stack(column, 1).tolist() for column in zip(*draws, strict=True)), strict=True)
     rolled = []
     for prompt, ids, notes in rows:
-        length = ids.index(end) + 1 if end in ids else len(ids)
+        length = next((place + 1 for place, token in enumerate(ids) if token in ends), len(ids))
         if max_length is not None:
             length = min(length, max(max_length - len(prompt), 1))
         rolled.append((Sample(prompt, ids[:length]), notes[:length]))
@@ -225,6 +228,5 @@ def _any(open_B: Tensor, in_step: bool) -> bool:
     return bool(count > 0)
 
 
-def _truncated(rolled: Sequence[tuple[Sample, list[float]]], tokenizer: PreTrainedTokenizerBase) -> float:
-    end, _ = special_ids(tokenizer)
-    return sum(sample.response_ids[-1] != end for sample, _ in rolled) / max(len(rolled), 1)
+def _truncated(rolled: Sequence[tuple[Sample, list[float]]], ends: Sequence[int]) -> float:
+    return sum(sample.response_ids[-1] not in ends for sample, _ in rolled) / max(len(rolled), 1)

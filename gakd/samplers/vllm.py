@@ -24,11 +24,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import distributed, nn
 from transformers import PreTrainedTokenizerBase
 
+from gakd.data.ends import end_ids
 from gakd.errors import InputError
 from gakd.models.export import write_folder
 from gakd.samplers.endpoint import judge
 from gakd.samplers.endpoint_config import EndpointConfig
-from gakd.samplers.generation import Sampling, check_prompts, special_ids
+from gakd.samplers.generation import Sampling, check_prompts
 from gakd.samplers.protocol import Sample
 from gakd.seeds import seed_of
 
@@ -42,7 +43,7 @@ NEUTRAL = {
     "repetition_penalty": 1.0,
     "presence_penalty": 0.0,
     "frequency_penalty": 0.0,
-    "ignore_eos": True,  # the one end is the tokenizer's, in stop_token_ids
+    "ignore_eos": True,  # the ends are those of stop_token_ids
 }
 
 
@@ -129,7 +130,7 @@ class VllmSampler:
     Each prompt is a request of its own, in token ids, with a seed of its own: vLLM gives the seed of a request to every
     prompt in it, so prompts that shared a request would be drawn with the same random numbers. Seeds are a function of
     the seed of `sampling`, the step and the prompt's place; whether equal seeds give equal text is up to the server, whose
-    batching changes the rounding (usage/reproducibility). An end-of-text token is kept and becomes a label; a response ends
+    batching changes the rounding (usage/reproducibility). An end is kept and becomes a label; a response ends
     at `max_length` tokens of prompt and response at the latest. `truncated` is the share of the last call's responses
     that were cut.
 
@@ -163,20 +164,20 @@ class VllmSampler:
     def __call__(self, samples: Sequence[Sample], step: int) -> list[Sample]:
         prompts = [sample.prompt_ids for sample in samples]
         check_prompts(prompts)
-        end, _ = special_ids(self.tokenizer)
+        ends = end_ids(self.tokenizer, *filter(None, [self.student]))
         if self.student is not None and self.folder is not None and self._period != step // self.refresh_every:
             self._refresh(self.student, self.folder, step)
         draw = random.Random(seed_of(self.sampling.seed, step))
-        bodies = [self._body(prompt, draw.getrandbits(63), end) for prompt in prompts]  # vLLM's seeds are int64
+        bodies = [self._body(prompt, draw.getrandbits(63), ends) for prompt in prompts]  # vLLM's seeds are int64
         completions = self.server.complete(bodies)
         answered = [
-            Sample(prompt, _response(completion, end)[: body["max_tokens"]])
+            Sample(prompt, _response(completion, ends)[: body["max_tokens"]])
             for prompt, body, completion in zip(prompts, bodies, completions, strict=True)
         ]
-        self.truncated = sum(sample.response_ids[-1] != end for sample in answered) / max(len(answered), 1)
+        self.truncated = sum(sample.response_ids[-1] not in ends for sample in answered) / max(len(answered), 1)
         return answered
 
-    def _body(self, prompt: list[int], seed: int, end: int) -> dict[str, Any]:
+    def _body(self, prompt: list[int], seed: int, ends: list[int]) -> dict[str, Any]:
         sampling = self.sampling
         room = sampling.max_new_tokens if self.max_length is None else max(self.max_length - len(prompt), 1)
         return {
@@ -185,7 +186,7 @@ class VllmSampler:
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "seed": seed,
-            "stop_token_ids": [end],
+            "stop_token_ids": ends,
             **NEUTRAL,
         }
 
@@ -196,23 +197,23 @@ class VllmSampler:
                 "sample with ModelSampler"
             )
         # Another path each time: no cache by path, the server's or a network file system's, gives old weights for new.
-        written = write_folder(student, self.tokenizer, folder / f"step-{step}")
+        written = write_folder(student, self.tokenizer, folder / f"step-{step}", end_ids(self.tokenizer, student))
         self.server.reload(written)
         if self._served is not None and self._served != written:
             shutil.rmtree(self._served, ignore_errors=True)
         self._served, self._period = written, step // self.refresh_every
 
 
-def _response(completion: Completion, end: int) -> list[int]:
+def _response(completion: Completion, ends: Sequence[int]) -> list[int]:
     """The response as a label: with its end where it came to one, whether or not the server counts that as text."""
     ids, reason, stop = completion
-    if reason == "stop" and stop in {None, end}:
-        return ids if ids[-1:] == [end] else [*ids, end]
+    if reason == "stop" and (stop is None or stop in ends):
+        return ids if ids and ids[-1] in ends else [*ids, ends[0] if stop is None else int(stop)]
     if reason == "length" and ids:
         return ids
     raise InputError(
-        f"a response ends at token {end} or at its limit, the server ended one with {reason!r} at {stop!r} after {len(ids)} "
-        "tokens: start it with --generation-config vllm, and let nobody else pause it"
+        f"a response ends at one of the tokens {list(ends)} or at its limit, the server ended one with {reason!r} at {stop!r} "
+        f"after {len(ids)} tokens: start it with --generation-config vllm, and let nobody else pause it"
     )
 
 

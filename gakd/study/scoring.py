@@ -18,7 +18,7 @@ from gakd.files import write_json
 from gakd.losses.divergences import CrossEntropy, ForwardKL, ReverseKL
 from gakd.losses.fused import token_values
 from gakd.models.loading import load_model, load_tokenizer
-from gakd.samplers.generation import Generation, Sampling, decode, generate, special_ids
+from gakd.samplers.generation import Generation, Sampling, decode, generate, padding_id
 from gakd.study.text_measures import BUCKETS, bucket_of, distinct_n, repetition
 from gakd.study.two_sample import two_sample_correct
 from gakd.study.world import World
@@ -82,7 +82,7 @@ def score(name: str, scoring: Scoring) -> PromptValues:
     if scoring.rouge_alone:
         return values
     teacher = load_model(scoring.world.teacher)
-    values |= _of_held_out_text(student, teacher, examples, special_ids(tokenizer)[1])
+    values |= _of_held_out_text(student, teacher, examples, padding_id(tokenizer))
     values |= _of_written_text(written, examples, json.loads(scoring.teacher_text.read_text()))
     for of_seed in written[:OWN_TEXT_SEEDS]:
         for name, of_prompts in _of_own_text(student, teacher, tokenizer, examples, of_seed).items():
@@ -118,9 +118,9 @@ def _of_own_text(
 
     `sequence_kl` sums KL(student‖teacher) over a response: its mean is the divergence of whole texts, sampled.
     """
-    end, padding = special_ids(tokenizer)
+    padding = padding_id(tokenizer)
     own = [
-        example._replace(response_ids=generation.response_ids(end))
+        example._replace(response_ids=generation.response_ids)
         for example, generation in zip(examples, written, strict=True)
     ]
     outputs = teacher_outputs(teacher, own, padding, READ_BATCH)

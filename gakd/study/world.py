@@ -12,15 +12,17 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from gakd.data import Example, Row, Split, load_rows
+from gakd.data import Example, Row, load_rows
+from gakd.data.ends import end_of_text
+from gakd.data.examples import encode
 from gakd.data.load import spread
-from gakd.data.prompts import encode
 from gakd.data.rows import record_of
+from gakd.data.splits import SPLITS
 from gakd.errors import InputError
 from gakd.files import write_json
 from gakd.models.export import write_folder
 from gakd.models.loading import ModelConfig, load_student
-from gakd.samplers.generation import special_ids
+from gakd.samplers.generation import padding_id
 from gakd.study.settings import keep_to
 from gakd.teachers.loading import load_shared_tokenizer
 
@@ -32,7 +34,6 @@ CHAT_TEMPLATE = (
     "{% if message.role == 'assistant' %}<|end|>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-SPLITS: tuple[Split, ...] = ("train", "valid", "test")
 
 
 @dataclass
@@ -182,11 +183,10 @@ def untrained(tokenizer: PreTrainedTokenizerFast, width: int, layers: int, max_l
     """A Qwen3 with heads of 32, one key-value head for two, tied embeddings; InputError for a width that these do not divide."""
     if width % 64:
         raise InputError(f"a model's width is a multiple of 64, two heads of 32, got {width}")
-    end, padding = special_ids(tokenizer)
     config = Qwen3Config(
         vocab_size=len(tokenizer), hidden_size=width, intermediate_size=5 * width // 2, num_hidden_layers=layers,
         num_attention_heads=width // 32, num_key_value_heads=width // 64, head_dim=32, tie_word_embeddings=True,
-        max_position_embeddings=max_length, eos_token_id=end, pad_token_id=padding,
+        max_position_embeddings=max_length, eos_token_id=end_of_text(tokenizer), pad_token_id=padding_id(tokenizer),
         bos_token_id=None,
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):

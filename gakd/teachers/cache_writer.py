@@ -132,7 +132,7 @@ def sharded(batches: Sequence[list[Example]], rows: int) -> Iterator[list[list[E
     held = 0
     for batch in batches:
         shard.append(batch)
-        held += sum(len(example.response_ids) for example in batch)
+        held += sum(example.supervised for example in batch)
         if held >= rows:
             yield shard
             shard, held = [], 0

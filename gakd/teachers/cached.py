@@ -93,7 +93,7 @@ def _differences(made: dict[str, Any], data: Data, split: str, config: ModelConf
     if split not in made["splits"]:
         found.append(f"it was made of the splits {', '.join(made['splits'])} alone")
     for name, now in asdict(data.config).items() if data.config is not None else ():
-        if name in made and made[name] != now:
+        if name in made and made[name] != now and (name, now) != ("date", None):
             found.append(f"it was made with {name} {made[name]}, this run has {now}")
     ours = tokenizer_fingerprint(load_tokenizer(config.student, config.trust_remote_code))
     if made["template"] == "chat" and made["tokenizer"]["chat_template"] != ours["chat_template"]:

@@ -27,12 +27,11 @@ import torch
 from gakd import CrossEntropy, LocalTeacher, ReverseKL, pretrained_discriminator
 from gakd.adversary.published import discriminator_losses, padded, student_losses, whole_logits
 from gakd.cli import demo, start
-from gakd.data import DataConfig, load_data
+from gakd.data import DataConfig, end_of_text, load_data
 from gakd.errors import InputError
 from gakd.evaluation import EvaluationConfig, HeldOut, conclude
 from gakd.models import ModelConfig, head_of, load_student
 from gakd.run import Run, RunConfig
-from gakd.samplers import special_ids
 from gakd.teachers import load_shared_tokenizer, load_teacher
 
 
@@ -96,7 +95,7 @@ def main(config: Config) -> None:
     before = run.once("before.json", lambda: held_out.scores(student))
     run.restore()
 
-    second_epoch, (end, _) = len(data.train) // config.run.batch_size, special_ids(tokenizer)
+    second_epoch, end = len(data.train) // config.run.batch_size, end_of_text(tokenizer)
     plays_from = second_epoch if config.adversarial_start is None else config.adversarial_start
     weights = {"cross_entropy": config.cross_entropy_weight, "reverse_kl": config.reverse_kl_weight}
     wrapped.train()

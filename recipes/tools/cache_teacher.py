@@ -18,11 +18,12 @@ import tyro
 
 from gakd.cli import run
 from gakd.data import DataConfig, Example, Split, collate, load_split
+from gakd.data.dates import fixed_date
 from gakd.logging import ProgressView
 from gakd.models import ModelError, check_tokenizers, load_model, load_tokenizer, model_files, tokenizer_fingerprint
 from gakd.models.fingerprints import text_digest
 from gakd.models.names import local_folder
-from gakd.samplers import special_ids
+from gakd.samplers import padding_id
 from gakd.teachers import CacheWriter, LocalTeacher
 from gakd.teachers.cache import DTYPES, MANIFEST, read_manifest
 from gakd.teachers.cache_writer import batched, sharded
@@ -50,6 +51,7 @@ class Config:
 
 
 def main(config: Config) -> None:
+    config.data.date = fixed_date(config.data.date, (config.output / MANIFEST, ("settings", "date")))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = config.dtype if config.dtype != "auto" else ("bfloat16" if device.type == "cuda" else "float32")
     tokenizer = load_tokenizer(config.tokenizer or config.teacher, config.trust_remote_code)
@@ -73,7 +75,7 @@ def main(config: Config) -> None:
         print(f"{config.output} is complete, every byte as it was written")
     else:
         model = load_model(config.teacher, DTYPES[dtype], None, config.trust_remote_code).to(device)  # type: ignore[arg-type]
-        fill(writer, LocalTeacher(model), batches, config, special_ids(tokenizer)[1])
+        fill(writer, LocalTeacher(model), batches, config, padding_id(tokenizer))
     report(writer, config)
 
 
@@ -109,10 +111,10 @@ def fill(
             hidden.append(teacher(batch.to(weight.device)).hidden_NH.cpu())
             view.update(done := done + 1, batch.tokens, {})
         of_shard = [example for examples in shard for example in examples]
-        lengths = [len(example.response_ids) for example in of_shard]
+        lengths = [example.supervised for example in of_shard]
         writer.write_shard(name, [example.key for example in of_shard], lengths, torch.cat(hidden))
     view.close()
-    writer.finish(sum(map(len, batches)), sum(len(example.response_ids) for batch in batches for example in batch))
+    writer.finish(sum(map(len, batches)), sum(example.supervised for batch in batches for example in batch))
 
 
 def report(writer: CacheWriter, config: Config) -> None:

@@ -21,6 +21,7 @@ from torch import nn
 
 from gakd.cli import run
 from gakd.data import DataConfig, Split, load_split
+from gakd.data.dates import fixed_date
 from gakd.evaluation import (
     Evaluation,
     SuiteResults,
@@ -75,6 +76,8 @@ FREE = ("students", "long_words", "output", "trust_remote_code")
 def main(config: Config) -> None:
     if len(set(config.students)) != len(config.students):
         raise SystemExit(f"each checkpoint is one row, got {config.students}: name each once")
+    kept = [] if config.output is None else [(config.output, ("config", "data", "date"))]
+    config.data.date = fixed_date(config.data.date, *kept)
     device, dtype = torch.device("cuda" if torch.cuda.is_available() else "cpu"), getattr(torch, config.dtype)
     sources = None if config.suite is None else parse_suite(config.suite)
     # One tokenizer for all, so that every checkpoint answers the same prompts and is scored on the same tokens.
@@ -85,7 +88,7 @@ def main(config: Config) -> None:
 
     left: dict[str, list[str]]  # of each checkpoint, the sets that it is to be evaluated on
     if sources is None:
-        suite, sets = None, {"": load_split(config.data, tokenizer, config.split)[: config.max_examples]}
+        suite, sets = None, {"": list(load_split(config.data, tokenizer, config.split)[: config.max_examples])}
         left = {name: [""] for name in config.students}
     else:
         sets = load_suite(sources, config.data, tokenizer, config.split, config.max_examples)

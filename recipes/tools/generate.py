@@ -18,6 +18,7 @@ from torch import nn
 
 from gakd.cli import run
 from gakd.data import DataConfig, Split, load_split
+from gakd.data.dates import fixed_date
 from gakd.models import load_model, load_tokenizer
 from gakd.samplers import ResumableRows, Sampling, write_responses
 
@@ -45,9 +46,10 @@ class Config:
 
 
 def main(config: Config) -> None:
+    config.data.date = fixed_date(config.data.date, (Path(f"{config.output}.json"), ("settings", "data", "date")))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(config.model, config.trust_remote_code)
-    examples = load_split(config.data, tokenizer, config.split)[: config.max_examples]
+    examples = load_split(config.data, tokenizer, config.split, prompts_alone=True)[: config.max_examples]
     settings = asdict(config) | {"examples": len(examples), "device": device.type}
     del settings["output"], settings["trust_remote_code"]  # a file may be moved, and go on there
     written = ResumableRows(config.output, settings)

@@ -9,12 +9,17 @@ import sys
 import pytest
 
 from gakd.data import DataError, Row, encode, load_rows
-from gakd.data import sources as sources_module
 from gakd.data.docstrings import harvest, harvested
+from gakd.data.hub import SHORT_NAMES
 from gakd.data.splits import split_of
 from tests import tiny
 
 SPLITS = ("train", "valid", "test")
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch, tmp_path_factory):
+    monkeypatch.setenv("GAKD_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 def rows_of(prefix: str, count: int) -> list[dict[str, str]]:
@@ -41,7 +46,7 @@ def hub(monkeypatch):
     return sets, asked
 
 
-@pytest.mark.parametrize("own", [("train",), ("train", "test"), ("train", "validation"), SPLITS, ("part_a", "part_b")])
+@pytest.mark.parametrize("own", [("train",), ("train", "test"), ("train", "validation"), SPLITS, ("part_a",)])
 def test_splits_of_a_hub_set_are_disjoint_and_keep_its_own(hub, own):
     sets, _ = hub
     sets["a/b"] = {name: rows_of(name, 1000) for name in own}
@@ -57,12 +62,55 @@ def test_splits_of_a_hub_set_are_disjoint_and_keep_its_own(hub, own):
     assert set().union(*prompts.values()) & first == first
 
 
-def test_a_hub_set_of_held_out_splits_is_not_trained_on(hub):
+@pytest.mark.parametrize("names", [("test", "validation"), ("test",), ("part_a", "part_b")])
+def test_what_no_split_is_named_for_is_not_trained_on_unless_asked_for(hub, names):
     sets, _ = hub
-    sets["a/b"] = {"test": rows_of("t", 60), "validation": rows_of("v", 60)}
-    assert len(load_rows("a/b", "test")) == 60
+    sets["a/b"] = {name: rows_of(name, 1000) for name in names}
+    if "test" in names:
+        assert len(load_rows("a/b", "test")) == 1000
+    with pytest.raises(DataError, match=f"a/b has no train split, only {', '.join(names)}: name .* --train-split NAME"):
+        load_rows("a/b", "train")
+    parts = [load_rows("a/b", split, train_split=names[0]) for split in SPLITS]
+    prompts = [{row.instruction for row in rows} for rows in parts]
+    assert sum(map(len, prompts)) == len(set().union(*prompts))
+    assert all(prompt.startswith(names[0]) for prompt in prompts[0])
+    with pytest.raises(DataError, match=r"a/b has no split 'other', only .*: correct --train-split"):
+        load_rows("a/b", "train", train_split="other")
+
+
+def test_the_first_rows_of_a_hub_set_are_streamed(monkeypatch):
+    import datasets
+
+    asked = []
+
+    def load(repository, split="", streaming=False):
+        asked.append((repository, split, streaming))
+        return datasets.Dataset.from_list(rows_of("i", 50)).to_iterable_dataset()
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *_: ["train", "test", "valid"])
+    rows = load_rows("a/b", "train", max_rows=3)
+    assert [row.where for row in rows] == ["a/b[train]:1", "a/b[train]:2", "a/b[train]:3"]
+    assert asked == [("a/b", "train", True)]
+
+
+def test_a_hub_set_of_one_split_can_be_taken_whole(hub):
+    sets, _ = hub
+    sets["a/b"] = {"train": rows_of("x", 100)}
+    assert len(load_rows("a/b", "test", whole=True)) == 100
+
+
+def test_the_names_of_a_sets_configurations_are_told(monkeypatch):
+    import datasets
+
+    def fail(*_):
+        raise ValueError(
+            "Config name is missing.\nPlease pick one among the available configs: ['main', 'socratic']\nmore"
+        )
+
+    monkeypatch.setattr(datasets, "get_dataset_split_names", fail)
     with pytest.raises(
-        DataError, match=r"a/b has no train split, only test, validation: save the rows as train\.jsonl"
+        DataError, match=r"cannot load a/b from the hub: Config .* configs: \['main', 'socratic'\]\. Give"
     ):
         load_rows("a/b", "train")
 
@@ -80,12 +128,12 @@ def test_the_hub_client_reads_such_files(tmp_path, monkeypatch):
     from datasets import config
 
     monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    known = sources_module._SHORT_NAMES["sinst"]
+    known = SHORT_NAMES["sinst"]
     for file in known.test:
         path = tmp_path / "sinst" / file
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps({"instruction": file, "input": "", "output": ["a", "b"]}) + "\n")
-    monkeypatch.setitem(sources_module._SHORT_NAMES, "sinst", known._replace(name=str(tmp_path / "sinst")))
+    monkeypatch.setitem(SHORT_NAMES, "sinst", known._replace(name=str(tmp_path / "sinst")))
     rows = load_rows("sinst", "test")
     assert [row.instruction for row in rows] == list(known.test)
     assert rows[0].responses == ("a", "b")

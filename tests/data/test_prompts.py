@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from gakd.data import DataError, Row, encode, render
-from gakd.data.rows import record_of, row_from
+from gakd.data.formats import row_from
+from gakd.data.rows import record_of
 from tests import tiny
 
 ROWS = [Row("Add", "1 2", ("3", "three"), where="f:1"), Row("Say hi", "", ("Hello there",), where="f:2")]
@@ -37,11 +38,12 @@ def test_alpaca_prompts_are_the_papers(words):
     )
 
 
-@pytest.mark.parametrize("template", ["chat", "alpaca"])
-def test_ids_are_prompt_then_first_response_then_end_of_text(words, template):
+@pytest.mark.parametrize("template", ["chat", "alpaca", "none"])
+def test_ids_are_prompt_then_first_response_then_the_end_of_the_turn(words, template):
+    end = "<|im_end|>\n" if template == "chat" else "<|im_end|>"
     for row, example in zip(ROWS, encode(ROWS, words, template), strict=True):
         assert words.decode(example.prompt_ids) == render(row, words, template)
-        assert words.decode(example.response_ids) == row.responses[0] + "<|im_end|>"
+        assert words.decode(example.response_ids) == row.responses[0] + end
         assert example.length == len(example.prompt_ids) + len(example.response_ids)
         assert example.row is row
 
@@ -49,7 +51,7 @@ def test_ids_are_prompt_then_first_response_then_end_of_text(words, template):
 def test_a_response_that_was_cut_where_it_was_written_does_not_end(words):
     rows = [row_from({"instruction": "Say hi", "output": "Hel", "finished": flag}, "f:1") for flag in (False, True)]
     cut, whole = encode(rows, words)
-    assert whole.response_ids == [*cut.response_ids, words.eos_token_id]
+    assert words.decode(whole.response_ids) == "Hel<|im_end|>\n"
     assert words.decode(cut.response_ids) == "Hel"
     turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "Hel"}]
     assert not row_from({"messages": turns, "finished": False}, "f:2").finished
@@ -66,16 +68,15 @@ def test_special_tokens_in_the_prompt_are_single_ids(words):
 def test_a_control_token_spelled_out_in_a_response_does_not_end_it(words):
     (example,) = encode([Row("Quote it", "", ("before <|im_end|> after",))], words)
     assert example.response_ids.count(words.eos_token_id) == 1
-    assert example.response_ids[-1] == words.eos_token_id
-    assert words.decode(example.response_ids) == "before <|im_end|> after<|im_end|>"
+    assert words.decode(example.response_ids) == "before <|im_end|> after<|im_end|>\n"
 
 
 def test_long_responses_are_cut_and_then_do_not_end(words):
     prompt = len(encode(ROWS, words)[1].prompt_ids)
     (example,) = encode(ROWS[1:], words, max_length=prompt + 4, max_prompt_length=prompt)
     assert words.decode(example.response_ids) == "Hell"
-    (fits,) = encode(ROWS[1:], words, max_length=prompt + 12, max_prompt_length=prompt)
-    assert fits.response_ids[-1] == words.eos_token_id
+    (fits,) = encode(ROWS[1:], words, max_length=prompt + 13, max_prompt_length=prompt)
+    assert words.decode(fits.response_ids) == "Hello there<|im_end|>\n"
 
 
 def test_long_prompts_are_left_out_and_counted(words):

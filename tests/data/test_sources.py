@@ -8,10 +8,15 @@ from pathlib import Path
 import pytest
 
 from gakd.data import DataError, Row, load_rows
-from gakd.data.rows import unwrap_alpaca
+from gakd.data.formats import unwrap_alpaca
 from gakd.data.splits import split_of
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch, tmp_path_factory):
+    monkeypatch.setenv("GAKD_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
 def write(path: Path, *records: object) -> Path:
@@ -91,7 +96,8 @@ def test_prompts_already_set_in_the_alpaca_template_are_taken_out_of_it():
         (b'{"instruction": "a", "output": "b\\u0000"}', "NUL"),
         (b'{"instruction": "a\\ud800", "output": "b"}', "lone surrogate"),
         (b'{"instruction": "\xff\xfe", "output": "b"}', "not UTF-8"),
-        (b'{"messages": []}', "at least two messages"),
+        (b'{"messages": []}', "at least one message"),
+        (b'{"messages": [{"role": "assistant", "content": "a"}]}', "at least two messages"),
         (b'{"messages": [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]}', "must end with"),
         (b'{"messages": [{"role": "robot", "content": "a"}, {"role": "assistant", "content": "b"}]}', "a message is"),
     ],
@@ -130,9 +136,9 @@ def test_folders_take_their_files_by_name(tmp_path):
         write(tmp_path / f"{name}.jsonl", {"prompt": name, "response": "x"})
     assert load_rows(str(tmp_path), "valid")[0].instruction == "dev"
     assert load_rows(str(tmp_path), "test")[0].where.endswith("test.jsonl:1")
-    (tmp_path / "test.jsonl").unlink()
-    with pytest.raises(DataError, match=r"has no test.jsonl: it holds \['dev.jsonl', 'train.jsonl'\]"):
-        load_rows(str(tmp_path), "test")
+    (tmp_path / "train.jsonl").unlink()
+    with pytest.raises(DataError, match=r"has no train split, only dev, test: name .* with --train-split NAME"):
+        load_rows(str(tmp_path), "train")
 
 
 def test_an_empty_file_is_an_error(tmp_path):

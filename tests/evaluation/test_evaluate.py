@@ -121,8 +121,8 @@ def test_the_distance_on_the_students_own_text_is_read_off_what_it_wrote(student
             )
             total, tokens = total + float((log_q.exp() * (log_q - log_p)).sum()), tokens + len(written)
         expected.append(total / tokens)
-    assert result.by_seed["own_reverse_kl"] == pytest.approx(expected, rel=1e-5)
-    assert result.own_reverse_kl == pytest.approx(sum(expected) / 2, rel=1e-5)
+    assert result.by_seed["own_reverse_kl"] == pytest.approx(expected, rel=1e-4)
+    assert result.own_reverse_kl == pytest.approx(sum(expected) / 2, rel=1e-4)
     assert result.std["own_reverse_kl"] == pytest.approx(stdev(expected), rel=1e-3)
     assert evaluate(student, None, tokenizer, examples, sampling).own_reverse_kl is None
 

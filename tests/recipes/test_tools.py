@@ -116,7 +116,7 @@ def test_generate_refuses_other_settings_and_skips_what_is_done(folder, tmp_path
 def test_generate_leaves_out_what_data_would_refuse():
     history: tuple[Message, ...] = ({"role": "system", "content": "Be short."},)
     examples = [Example([1], [2], Row("Why?", "now", ("r",))), Example([1], [2], Row("Well?", "", ("r",), history))]
-    texts, generations = ["Because.", "Well."], [Generation([1], True), Generation([1], False)]
+    texts, generations = ["Because.", "Well."], [Generation([1], 258), Generation([1])]
     first = {"instruction": "Why?", "input": "now", "output": "Because.", "finished": True}
     turns = [*history, {"role": "user", "content": "Well?"}, {"role": "assistant", "content": "Well."}]
     second = {"messages": turns, "finished": False}

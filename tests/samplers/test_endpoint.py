@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from gakd.data import Message, Row, load_rows, render
-from gakd.data.prompts import conversation
+from gakd.data.rows import conversation
 from gakd.errors import InputError
 from gakd.samplers import EndpointConfig, EndpointTeacher, endpoint, response_records
 from gakd.samplers.response_cache import Response, ResponseCache

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from gakd.data import Row
-from gakd.data.prompts import encode_prompts
+from gakd.data.examples import encode_prompts
 from gakd.models import load_model, load_tokenizer, resolve
 from gakd.samplers import EndpointConfig, EndpointTeacher, Sampling, decode, generate
 from tests import tiny

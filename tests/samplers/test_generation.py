@@ -41,21 +41,21 @@ def tiny_llama(scale: float) -> LlamaForCausalLM:
     return model
 
 
-def greedy_by_hand(model: torch.nn.Module, prompt: list[int], length: int, eos: int) -> Generation:
+def greedy_by_hand(model: torch.nn.Module, prompt: list[int], length: int, *ends: int) -> Generation:
     ids = list(prompt)
     for _ in range(length):
         with torch.no_grad():
             token = int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax())
-        if token == eos:
-            return Generation(ids[len(prompt) :], True)
+        if token in ends:
+            return Generation(ids[len(prompt) :], token)
         ids.append(token)
-    return Generation(ids[len(prompt) :], False)
+    return Generation(ids[len(prompt) :])
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "llama"])
 def test_greedy_batch_equals_one_by_one_without_padding(kind, tokenizer):
     model = tiny.model(tied=False, scale=30) if kind == "qwen3" else tiny_llama(scale=30)
-    expected = [greedy_by_hand(model, prompt, 12, eos=EOS) for prompt in PROMPTS]
+    expected = [greedy_by_hand(model, prompt, 12, EOS) for prompt in PROMPTS]
     for batch_size in (1, 2, 4, 6):
         assert generate(model, tokenizer, PROMPTS, Sampling(12, temperature=0), batch_size) == expected
     assert len({tuple(generation.ids) for generation in expected}) > 1, "all responses are equal"
@@ -66,25 +66,25 @@ def test_ends_at_end_of_text(pad_is_eos, tokenizer):
     """Whatever the padding token is, prompts that hold it included, a response ends at the first end-of-text token."""
     model = tiny.model(tied=False, scale=30)
     prompts = [[*prompt, EOS, 3] for prompt in PROMPTS]
-    free = [greedy_by_hand(model, prompt, 12, eos=-1).ids for prompt in prompts]
+    free = [greedy_by_hand(model, prompt, 12).ids for prompt in prompts]
     ending = next(token for token in free[0][4:] if token < 256)  # one that comes up by itself now ends the text
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ending)
     if pad_is_eos:
         tokenizer.pad_token = tokenizer.eos_token
         prompts[1] = [ending, *prompts[1]]
-    expected = [greedy_by_hand(model, prompt, 12, eos=ending) for prompt in prompts]
+    expected = [greedy_by_hand(model, prompt, 12, ending, EOS) for prompt in prompts]
     assert {generation.finished for generation in expected} == {True, False}
     assert generate(model, tokenizer, prompts, Sampling(12, temperature=0), batch_size=6) == expected
 
 
 def test_last_token_may_be_end_of_text(tokenizer):
     model = tiny.model(tied=False, scale=30)
-    ids = greedy_by_hand(model, PROMPTS[0], 12, eos=-1).ids
+    ids = greedy_by_hand(model, PROMPTS[0], 12).ids
     position = next(index for index in range(3, 12) if ids[index] < 256 and ids[index] not in ids[:index])
     tokenizer.eos_token = tokenizer.convert_ids_to_tokens(ids[position])
     for length, finished in ((position + 1, True), (position, False)):
         cut = generate(model, tokenizer, PROMPTS[:1], Sampling(length, temperature=0))
-        assert cut == [Generation(ids[:position], finished)]
+        assert cut == [Generation(ids[:position], ids[position] if finished else None)]
 
 
 def test_sampling_is_a_function_of_the_seed(tokenizer):
@@ -167,7 +167,7 @@ def test_lora_adapters_take_part(tokenizer):
             torch.nn.init.normal_(parameter)
     adapted = generate(model, tokenizer, PROMPTS, Sampling(8, temperature=0), batch_size=3)
     assert adapted != plain
-    assert adapted == [greedy_by_hand(model.eval(), prompt, 8, eos=EOS) for prompt in PROMPTS]
+    assert adapted == [greedy_by_hand(model.eval(), prompt, 8, EOS) for prompt in PROMPTS]
 
 
 def test_progress_and_no_warnings(tokenizer, caplog):

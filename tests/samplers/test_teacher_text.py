@@ -65,8 +65,8 @@ def test_examples_hold_the_tokens_that_were_drawn(teacher, tokenizer, data, tmp_
 
 
 def test_a_cut_response_has_no_end_and_one_that_ended_has(teacher, tokenizer, data, tmp_path, monkeypatch):
-    answers = [Generation([97, 98], True), Generation([97, 98, 99], False), Generation([], True)]
-    long = Generation(list(range(60, 150)), True)
+    answers = [Generation([97, 98], 258), Generation([97, 98, 99]), Generation([], 258)]
+    long = Generation(list(range(60, 150)), 258)
     monkeypatch.setattr(teacher_text, "generate", lambda model, words, prompts, *_: [*answers, long][: len(prompts)])
     examples = teacher_examples(teacher, tokenizer, data._replace(train=data.train[:4]), CONFIG, run_config(tmp_path))
     end = tokenizer.eos_token_id
@@ -134,7 +134,7 @@ def test_what_cannot_be_written_is_refused_in_one_line(teacher, tokenizer, data,
         with pytest.raises(InputError, match=f"at least 0, got .*{name}=-1"):
             teacher_examples(teacher, tokenizer, data, replace(CONFIG, **{name: -1}), run_config(tmp_path))
     monkeypatch.setattr(
-        teacher_text, "generate", lambda model, words, prompts, *_: [Generation([], True)] * len(prompts)
+        teacher_text, "generate", lambda model, words, prompts, *_: [Generation([], 258)] * len(prompts)
     )
     with pytest.raises(InputError, match="all 64 responses of the teacher are empty"):
         teacher_examples(teacher, tokenizer, data, CONFIG, run_config(tmp_path / "empty"))

@@ -346,7 +346,7 @@ def answers(models, prompts: list[list[int]]) -> list[list[Sample]]:
     speculative.top_k = 4
     for step in range(4):
         plain = generate(models[0], TOKENIZER, prompts, Sampling(12, seed=step), len(prompts))
-        written.append([Sample(prompt, each.response_ids(END)) for prompt, each in zip(prompts, plain, strict=True)])
+        written.append([Sample(prompt, each.response_ids) for prompt, each in zip(prompts, plain, strict=True)])
         written += [mixture(samples, step), speculative(samples, step)]
     return written
 

@@ -45,7 +45,10 @@ VOCAB, TEACHER_VOCAB = 272, 431
 
 def other_tokenizer() -> PreTrainedTokenizerFast:
     words = copy.deepcopy(byte_level(420, trim_offsets=True))
-    words.chat_template = "{{ messages[-1].content }}\nAnswer:"
+    words.chat_template = (
+        "{% for message in messages %}{{ message.content }}"
+        "{% if message.role == 'user' %}{{ '\nAnswer:' }}{% endif %}{% endfor %}"
+    )
     return words
 
 
@@ -65,7 +68,8 @@ ROWS = [
 def examples() -> list[Example]:
     student = tiny.tokenizer()
     student.chat_template = (
-        "{{ messages[-1].content[:9] }}: "  # the fourth prompt is long in the teacher's template alone
+        # The fourth prompt is long in the teacher's template alone.
+        "{{ messages[0].content[:9] }}: {% if messages[1] is defined %}{{ messages[1].content }}{% endif %}"
     )
     return encode(ROWS, student, "chat", 40, 30)
 

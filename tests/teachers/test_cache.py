@@ -275,15 +275,20 @@ def test_tokenizers_are_compared_without_the_teacher(folder, tmp_path):
     model, words = tiny.model(seed=1), tiny.tokenizer()
     student = tiny.save(tmp_path / "student", model, words)
     load_shared_tokenizer(models(folder, student=str(student), teacher="nobody"))
-    words.eos_token = "<|endoftext|>"
+    words.eos_token = "<|endoftext|>"  # a turn ends as the template ends it
+    tiny.save(tmp_path / "other end", model, words)
+    load_shared_tokenizer(models(folder, student=str(tmp_path / "other end")))
+    words.add_tokens(["<more>"])
     tiny.save(tmp_path / "other", model, words)
-    with pytest.raises(ValueError, match=r"another tokenizer \(259 tokens, end of text 256\) than the teacher cache"):
+    with pytest.raises(ValueError, match=r"another tokenizer \(260 tokens\) than the teacher cache"):
         load_shared_tokenizer(models(folder, student=str(tmp_path / "other")))
 
 
 def test_a_students_chat_template_is_cached_on_request(folder, tmp_path):
     words = tiny.tokenizer()
-    words.chat_template = words.chat_template.replace("assistant", "answer")
+    words.chat_template = words.chat_template.replace("{{ message.role }}", "{{ message.role }}:").replace(
+        "assistant\n", "assistant:\n"
+    )
     student = str(tiny.save(tmp_path / "student", tiny.model(seed=1), words))
     data = load_data(data_config(folder), load_tokenizer(student))
     refused("another chat template than that of", folder, data, student=student)

@@ -1,0 +1,43 @@
+"""What decides which ids a text becomes, each as a hash: by it examples are found again, and a resumed run knows its data."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from gakd.data.examples import Encoder
+
+
+def tokenizer_mark(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Of all that makes ids of a text, the end of text included."""
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    made = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
+    return _hash(f"{type(tokenizer).__name__} {tokenizer.eos_token_id} {made}")
+
+
+def template_mark(encoder: Encoder) -> str:
+    """Of the text that a conversation becomes, its date left out."""
+    template: Any = encoder.tokenizer.chat_template if encoder.template == "chat" else encoder.template
+    return _hash(json.dumps([template, encoder.thinking, encoder.train_on]))
+
+
+def date_mark(encoder: Encoder) -> str:
+    """The date, where the template sets one."""
+    if encoder.template != "chat" or "strftime_now" not in json.dumps(encoder.tokenizer.chat_template):
+        return ""
+    return encoder.chat.date
+
+
+def encoder_marks(encoder: Encoder) -> dict[str, str]:
+    lengths = f"{encoder.max_length}, prompts {encoder.max_prompt_length}"
+    return {
+        "tokenizer": tokenizer_mark(encoder.tokenizer), "template": template_mark(encoder), "date": date_mark(encoder),
+        "lengths": lengths, "prompts alone": str(encoder.may_be_prompt),
+    }  # fmt: skip
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]

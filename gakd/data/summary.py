@@ -1,0 +1,85 @@
+"""What became of the rows of a split: how many are kept, left out and cut, and what a run says of it."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections import Counter
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gakd.data.encoded import TOO_LONG, UNTRAINED, Examples, column
+from gakd.data.rows import DataError
+
+
+class Summary(NamedTuple):
+    """Counts of one split."""
+
+    rows: int
+    kept: int  # rows of which an example is left
+    cut: int  # of those that are kept
+    left_out: dict[str, tuple[int, str]]  # why, how many, and where the first of them stands
+    examples: Examples
+
+    @property
+    def cut_share(self) -> float:
+        return self.cut / max(self.kept, 1)
+
+
+def summary_of(table: Any, split: int | None) -> Summary:
+    """Counts of the rows of a split (None: of all), and its examples."""
+    of_split, problems = column(table, "split"), column(table, "problem")
+    # A row that could not be read has no side; it counts where it would have been trained on.
+    chosen = np.ones(len(of_split), bool) if split is None else (of_split == split) | ((of_split == -1) & (split == 0))
+    good = problems == ""
+    places = np.flatnonzero(chosen & good).astype(np.int32)
+    left_out: dict[str, tuple[int, str]] = {}
+    bad = np.flatnonzero(chosen & ~good)
+    reasons = [_kind(str(problems[place]), table, int(place)) for place in bad]
+    for reason, count in Counter(reasons).most_common():
+        left_out[reason] = (count, where_of(table, int(bad[reasons.index(reason)])))
+    kept = len(places)
+    return Summary(kept + len(bad), kept, int(column(table, "cut")[places].sum()), left_out, Examples(table, places))
+
+
+def where_of(table: Any, place: int) -> str:
+    fields = json.loads(table.data.column("row")[place].as_py())
+    return fields.get("where") or fields.get("instruction", "")[:40]
+
+
+def _kind(problem: str, table: Any, place: int) -> str:
+    """A row's reason without what is its own."""
+    if problem in (TOO_LONG, UNTRAINED):
+        return problem
+    return problem.removeprefix(f"{where_of(table, place)}: ").split(",")[0].split("(")[0].strip()
+
+
+def report_left_out(summary: Summary, name: str, max_prompt_length: int) -> None:
+    """A warning for each way in which rows were left out; DataError where none is left."""
+    bad = {reason: found for reason, found in summary.left_out.items() if reason not in (TOO_LONG, UNTRAINED)}
+    if bad:
+        listed = "; ".join(f"{count}x {reason}" for reason, (count, _) in list(bad.items())[:4])
+        first = next(iter(bad.values()))[1]
+        warnings.warn(
+            f"{name}: left out {sum(count for count, _ in bad.values())} bad rows ({listed}), the first at {first}",
+            stacklevel=3,
+        )
+    if UNTRAINED in summary.left_out:
+        count, first = summary.left_out[UNTRAINED]
+        warnings.warn(
+            f"{name}: left out {count} rows, all turns of which have weight 0, the first at {first}", stacklevel=3
+        )
+    if TOO_LONG in summary.left_out:
+        count, first = summary.left_out[TOO_LONG]
+        message = f"left out {count} of {summary.rows} rows whose prompt is longer than {max_prompt_length} tokens"
+        if not summary.kept:
+            raise DataError(f"{message}: none is left; raise --max-prompt-length")
+        warnings.warn(f"{message}, the first at {first!r}", stacklevel=3)
+
+
+def cut_line(summary: Summary, split: str, max_length: int) -> str | None:
+    """How many responses `--max-length` cuts; None where it cuts none."""
+    if not summary.cut:
+        return None
+    return f"{split}: {summary.cut:,} of {summary.kept:,} responses are cut at {max_length} tokens (--max-length), and do not end"
