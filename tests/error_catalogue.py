@@ -87,7 +87,6 @@ MISTAKES = (
     Mistake("a folder without a model", ("--student", "DIR/empty")),
     Mistake("a model that brings its own code", ("--student", "DIR/custom")),
     Mistake("teacher and student of different tokenizers", ("--teacher", "DIR/other")),
-    Mistake("tokenizers that end texts differently", ("--teacher", "DIR/ends")),
     Mistake("LoRA on a model without its layers", ("--student", "DIR/gpt2", "--student-layers", "1", "--lora-rank", "4")),
     Mistake("LoRA without peft", ("--lora-rank", "4"), prepare=_without("peft")),
     Mistake("more layers than there are", ("--student-layers", "9")),
@@ -131,9 +130,6 @@ def make_places(folder: Path) -> None:
     other = tiny.tokenizer()
     other.add_tokens(["<more>"])
     tiny.save(folder / "other", tiny.model(len(other)), other)
-    ends = tiny.tokenizer()
-    ends.eos_token = "<|endoftext|>" if ends.eos_token != "<|endoftext|>" else "<|im_end|>"
-    tiny.save(folder / "ends", tiny.model(), ends)
     gpt2 = GPT2Config(vocab_size=272, n_embd=32, n_layer=2, n_head=2, n_positions=128, bos_token_id=1, eos_token_id=1)
     tiny.save(folder / "gpt2", GPT2LMHeadModel(gpt2), words)
     (folder / "run").mkdir()

@@ -1,6 +1,6 @@
 """Text to batches: sources, prompts, windows, collation.
 
-Imports the leaves and `types`.
+Imports `models`, the leaves and `types`.
 """
 
 from gakd.data.alignment import Aligned, align

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import multiprocessing
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, overload
 
 import numpy as np
@@ -21,6 +24,7 @@ from gakd.data.splits import SPLITS
 from gakd.files import cache_dir
 
 FORMAT = 1
+_KEPT_SECONDS = 30 * 24 * 3600
 _BATCH, _BATCH_BYTES = 1000, 16 << 20
 _ROWS_A_PROCESS = 4000  # fewer are done before a second process has started
 TOO_LONG, UNTRAINED = "its prompt is too long", "all its turns have weight 0"
@@ -94,7 +98,10 @@ def keys_of(examples: Sequence[Example]) -> list[str]:
 
 def examples_mark(examples: Sequence[Example]) -> str:
     """A hash of the examples, in their order."""
-    return hashlib.sha256(" ".join(keys_of(examples)).encode()).hexdigest()[:32]
+    keys = (
+        examples.column("key") if isinstance(examples, Examples) else [bytes.fromhex(key) for key in keys_of(examples)]
+    )
+    return hashlib.sha256(b"".join(keys)).hexdigest()[:32]
 
 
 def encoded_table(records: Records, encoder: Encoder, reading: Reading) -> Any:
@@ -108,6 +115,7 @@ def encoded_table(records: Records, encoder: Encoder, reading: Reading) -> Any:
     mark = fingerprint(records, encoder, reading)
     path = cache_dir() / "examples" / f"{mark}.arrow"
     path.parent.mkdir(parents=True, exist_ok=True)
+    _forget_old(path.parent, mark)
     count = len(records.table)
     processes = max(1, min(len(os.sched_getaffinity(0)), count // _ROWS_A_PROCESS))
     features = datasets.Features(
@@ -120,6 +128,8 @@ def encoded_table(records: Records, encoder: Encoder, reading: Reading) -> Any:
             "key": datasets.Value("binary"), "problem": datasets.Value("string"), "row": datasets.Value("string"),
         }
     )  # fmt: skip
+    if not count:  # of no rows nothing would be made, not even columns
+        return datasets.Dataset.from_dict({name: [] for name in _EMPTY}, features=features)
     shown = datasets.are_progress_bars_disabled()
     if count < 5 * _ROWS_A_PROCESS:
         datasets.disable_progress_bars()
@@ -134,6 +144,16 @@ def encoded_table(records: Records, encoder: Encoder, reading: Reading) -> Any:
     finally:
         if not shown:
             datasets.enable_progress_bars()
+
+
+def _forget_old(folder: Path, mark: str) -> None:
+    """Remove tables that nobody has asked for in a month; asking for this one counts."""
+    for path in folder.glob("*.arrow"):
+        with contextlib.suppress(OSError):  # another process may have been first
+            if path.name.startswith(mark):
+                os.utime(path)
+            elif time.time() - path.stat().st_mtime > _KEPT_SECONDS:
+                path.unlink()
 
 
 def _batch_size(table: Any) -> int:

@@ -42,6 +42,23 @@ def configured_ends(tokenizer: PreTrainedTokenizerBase, eos_token_id: int | Iter
     return [token for token in given if token in known]
 
 
+def channel_header(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What a template sets between the generation prompt and a response where it opens a channel there, as gpt-oss does.
+
+    It is part of what a model writes, and no part of its answer. Empty for templates that open none.
+    """
+    if getattr(tokenizer, "chat_template", None) is None:
+        return []
+    try:
+        chat = ChatTemplate(tokenizer)
+        head = chat.frame().head
+    except DataError:
+        return []
+    if not chat.special.search(head):
+        return []
+    return tokenizer(head, add_special_tokens=False)["input_ids"]  # type: ignore[return-value]
+
+
 def template_ends(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The control tokens that the chat template sets behind a response; none without a template that can be used."""
     if getattr(tokenizer, "chat_template", None) is None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -105,6 +106,14 @@ class Encoder:
     @cached_property
     def chat(self) -> ChatTemplate:
         return ChatTemplate(self.tokenizer, self.thinking, self.date)
+
+    @cached_property
+    def tokenizer_mark(self) -> str:
+        """A hash of all that makes ids of a text, the end of text included."""
+        backend: Any = getattr(self.tokenizer, "backend_tokenizer", None)
+        made = backend.to_str() if backend is not None else json.dumps(sorted(self.tokenizer.get_vocab().items()))
+        text = f"{type(self.tokenizer).__name__} {self.tokenizer.eos_token_id} {made}"
+        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
     @cached_property
     def tokens(self) -> TurnTokens:

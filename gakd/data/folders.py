@@ -43,6 +43,9 @@ def files_by_split(folder: Path, train_split: str | None) -> dict[str, list[Path
         word = train_split if chosen else next(filter(None, (_word(path, part) for part in reversed(parts))), None)
         if word:
             named.setdefault(word, []).append(path)
+    for word, own in named.items():  # what stands deeper, such as a text that was made of it, is no part of it
+        level = min(len(path.parts) for path in own)
+        named[word] = [path for path in own if len(path.parts) == level]
     # Beside train.jsonl, train.responses.jsonl is something else: where it came from, or how far it is.
     return {word: _exact(own, word) or own for word, own in named.items()} or {"": files}
 

@@ -79,7 +79,8 @@ def load_data(
         raise DataError(
             "this recipe's models write the responses themselves, to one prompt a row: give --train-on last"
         )
-    found = {split: load_summary(config, tokenizer, split, prompts_alone) for split in SPLITS}
+    encoder = encoder_of(config, tokenizer, prompts_alone)
+    found = {split: load_summary(config, encoder, split) for split in SPLITS}
     if not isinstance(tokenizer.pad_token_id, int):
         raise DataError("the tokenizer has no padding token: load it with gakd.models.load_tokenizer, or set pad_token")
     train, valid, test = (found[split].examples for split in SPLITS)
@@ -91,49 +92,39 @@ def load_data(
         valid, test = (_answered(config, split, found[split].examples) for split in ("valid", "test"))
     if is_first_process() and (line := cut_line(found["train"], "train", config.max_length)):
         print(line, flush=True)
-    return Data(train, valid, test, tokenizer.pad_token_id, config, encoder_marks(encoder_of(config, tokenizer)))
+    return Data(train, valid, test, tokenizer.pad_token_id, config, encoder_marks(encoder))
 
 
 def load_split(
     config: DataConfig, tokenizer: PreTrainedTokenizerBase, split: Split, prompts_alone: bool = False
 ) -> Examples:
     """One split, tokenized; DataError as in `load_rows` and `Encoder`."""
-    return load_summary(config, tokenizer, split, prompts_alone).examples
+    return load_summary(config, encoder_of(config, tokenizer, prompts_alone), split).examples
 
 
-def load_summary(
-    config: DataConfig, tokenizer: PreTrainedTokenizerBase, split: Split, prompts_alone: bool = False
-) -> Summary:
+def load_summary(config: DataConfig, encoder: Encoder, split: Split) -> Summary:
     """One split, with counts of its rows; warnings say what was left out."""
     named = {"train": None, "valid": config.valid_dataset, "test": config.test_dataset}[split]
-    dataset, whole = (
-        (config.dataset, False) if named is None else (named, True)
-    )  # a file named for one split is its own
-    config = config if named is None else replace(config, train_split=None)
-    summary = load_source(config, tokenizer, dataset, split, whole, prompts_alone)
+    if named is None:
+        return load_source(config, encoder, config.dataset, split)
+    # A file that is named for one split belongs to it whole.
+    return load_source(replace(config, train_split=None), encoder, named, split, whole=True)
+
+
+def load_source(config: DataConfig, encoder: Encoder, dataset: str, split: Split, whole: bool = False) -> Summary:
+    """The rows of a source that are of a split, or all (`whole`), as `encoder` makes them."""
+    records = open_records(dataset, split, whole, config.train_split, config.max_rows)
+    # What is measured is measured on the last turn: it alone has a prompt to answer and references.
+    if split != "train" and encoder.train_on != "last":
+        encoder = replace(encoder, train_on="last")
+    table = encoded_table(records, encoder, Reading(parse_columns(config.columns), config.skip_bad_rows, whole))
+    summary = summary_of(table, SPLITS.index(split) if records.divided and not whole else None)
     report_left_out(summary, dataset, config.max_prompt_length)
     if not summary.kept:
         raise DataError(
             f"{dataset} has no rows for the split {split!r}: give a larger file, or a folder with {split}.jsonl"
         )
     return summary
-
-
-def load_source(
-    config: DataConfig,
-    tokenizer: PreTrainedTokenizerBase,
-    dataset: str,
-    split: Split,
-    whole: bool = False,
-    prompts_alone: bool = False,
-) -> Summary:
-    """The rows of a source that are of a split, or all (`whole`), tokenized as `config` says."""
-    records = open_records(dataset, split, whole, config.train_split, config.max_rows)
-    reading = Reading(parse_columns(config.columns), config.skip_bad_rows, whole)
-    # What is measured is measured on the last turn: it alone has a prompt to answer and references.
-    judged = config if split == "train" else replace(config, train_on="last")
-    table = encoded_table(records, encoder_of(judged, tokenizer, prompts_alone), reading)
-    return summary_of(table, SPLITS.index(split) if records.divided and not whole else None)
 
 
 def encoder_of(config: DataConfig, tokenizer: PreTrainedTokenizerBase, prompts_alone: bool = False) -> Encoder:

@@ -6,16 +6,7 @@ import hashlib
 import json
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
-
 from gakd.data.examples import Encoder
-
-
-def tokenizer_mark(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Of all that makes ids of a text, the end of text included."""
-    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
-    made = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
-    return _hash(f"{type(tokenizer).__name__} {tokenizer.eos_token_id} {made}")
 
 
 def template_mark(encoder: Encoder) -> str:
@@ -34,7 +25,7 @@ def date_mark(encoder: Encoder) -> str:
 def encoder_marks(encoder: Encoder) -> dict[str, str]:
     lengths = f"{encoder.max_length}, prompts {encoder.max_prompt_length}"
     return {
-        "tokenizer": tokenizer_mark(encoder.tokenizer), "template": template_mark(encoder), "date": date_mark(encoder),
+        "tokenizer": encoder.tokenizer_mark, "template": template_mark(encoder), "date": date_mark(encoder),
         "lengths": lengths, "prompts alone": str(encoder.may_be_prompt),
     }  # fmt: skip
 

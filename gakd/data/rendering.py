@@ -13,6 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from gakd.data.rows import DataError, Message, Row
 
+_CLOCK = re.compile(r"""strftime_now\s*\(\s*(['"])(.*?)\1\s*\)""")
+
 
 class Renderer:
     """Messages to text, on one date. DataError where a tokenizer has no template, or one that refuses or does not compile."""
@@ -25,6 +27,7 @@ class Renderer:
         self.tokenizer = tokenizer
         self.date = Date.today() if date is None else Date.fromisoformat(date)
         self.special = special_pattern(tokenizer)
+        self._dated: dict[str, str] = {}
 
     def __call__(self, row: Row, messages: Sequence[Message], thinks: bool, generation_prompt: bool = False) -> str:
         """The text of messages, with the row's tools and switches."""
@@ -48,6 +51,18 @@ class Renderer:
                 f"{named(row)}: the chat template refuses this conversation ({reason}); change its roles"
             ) from error
 
+    def _template(self, tools: Any) -> str:
+        """The template's text, with this date in place of the clock."""
+        text = str(self.tokenizer.get_chat_template(tools=tools))
+        if text not in self._dated:
+            dated = _CLOCK.sub(lambda found: repr(self.date.strftime(found[2])), text)
+            if re.search(r"strftime_now\s*\(", dated):
+                raise ValueError(
+                    "it asks the clock by a format that it makes up, so that it cannot be held to one date"
+                )
+            self._dated[text] = dated
+        return self._dated[text]
+
     def _applied(self, row: Row, messages: Sequence[Message], thinks: bool, generation_prompt: bool) -> str:
         shown: Any = [
             {name: value for name, value in message.items() if name != "weight"}
@@ -55,14 +70,15 @@ class Renderer:
             for message in messages
         ]
         # Templates know the switch by either name; one that knows none ignores it.
+        tools = list(map(dict, row.tools)) or None
         switches: dict[str, Any] = {"enable_thinking": thinks, "thinking": thinks} | dict(row.template_kwargs)
         return str(
             self.tokenizer.apply_chat_template(
                 shown,
-                tools=list(map(dict, row.tools)) or None,  # type: ignore[arg-type]
+                chat_template=self._template(tools),
+                tools=tools,  # type: ignore[arg-type]
                 tokenize=False,
                 add_generation_prompt=generation_prompt,
-                strftime_now=self.date.strftime,
                 **switches,
             )
         )

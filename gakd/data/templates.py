@@ -6,6 +6,7 @@ has not is what is taught. What a template sets before and behind a response (`F
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -93,6 +94,11 @@ class ChatTemplate:
         return self._frames[thinks]
 
     @property
+    def special(self) -> re.Pattern[str]:
+        """What matches the tokenizer's control tokens."""
+        return self._render.special
+
+    @property
     def date(self) -> str:
         """The date that the template may set."""
         return self._render.date.isoformat()
@@ -101,7 +107,7 @@ class ChatTemplate:
     def ends(self) -> list[str]:
         """Special tokens behind a response: at each of them the turn is over."""
         frame = self.frame()
-        return self._render.special.findall(frame.tail + frame.added)
+        return self.special.findall(frame.tail + frame.added)
 
     def _thinks(self, row: Row) -> bool:
         if "enable_thinking" in row.template_kwargs:
@@ -173,7 +179,7 @@ class ChatTemplate:
     def _refuse_control(self, row: Row, *texts: str) -> None:
         """Beside a thought or a call, a control token of the template could not be told from one that is spelled out."""
         for text in texts:
-            if found := self._render.special.search(text):
+            if found := self.special.search(text):
                 raise DataError(
                     f"{named(row)}: its response spells out the control token {found[0]!r} beside a thought or a call: "
                     f"remove it, or the row"

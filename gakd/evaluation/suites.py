@@ -14,9 +14,7 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from gakd.data import DataConfig, Example, Split
-from gakd.data.load import load_source
-from gakd.data.rows import DataError
-from gakd.data.summary import report_left_out
+from gakd.data.load import encoder_of, load_source
 from gakd.errors import InputError
 from gakd.evaluation.evaluate import Evaluation
 
@@ -88,13 +86,10 @@ def load_suite(
     DataError as in `load_rows` and `encode`: before anything is generated, whichever set is at fault.
     """
     sets: dict[str, list[Example]] = {}
+    config = replace(config, train_split=None)  # names a split of the training set's source alone
+    encoder = encoder_of(config, tokenizer)
     for name, source in sources.items():
-        summary = load_source(replace(config, train_split=None), tokenizer, source, split, whole=True)
-        report_left_out(summary, source, config.max_prompt_length)
-        if not summary.kept:
-            raise DataError(
-                f"{source} has no rows for the split {split!r}: give a larger file, or a folder with {split}.jsonl"
-            )
+        summary = load_source(config, encoder, source, split, whole=True)
         sets[name] = list(summary.examples[:max_examples])
     return sets
 

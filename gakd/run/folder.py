@@ -70,9 +70,7 @@ def check_data(fabric: Fabric, folder: Path, marks: dict[str, str]) -> None:
         path = folder / "data.json"
         before = json.loads(path.read_text()) if path.exists() else marks
         if changed := [
-            f"{_NAMES.get(name, name)} ({before.get(name)}, now {marks.get(name)})"
-            for name in marks
-            if before.get(name) != marks[name]
+            _named(name, before.get(name), marks[name]) for name in marks if before.get(name) != marks[name]
         ]:
             error = (
                 f"{folder} was begun with other data, so its steps would not be those of one run. Changed: {', '.join(changed)}. "
@@ -83,6 +81,11 @@ def check_data(fabric: Fabric, folder: Path, marks: dict[str, str]) -> None:
     error = fabric.broadcast(error)
     if error:
         raise InputError(error)
+
+
+def _named(name: str, before: str | None, now: str) -> str:
+    """What has changed; of hashes nobody learns anything."""
+    return f"{_NAMES.get(name, name)}{f' (was {before}, is {now})' if name in ('date', 'lengths') else ''}"
 
 
 def group_of(config: Any, kind: type[Group]) -> Group | None:
@@ -142,6 +145,6 @@ def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") 
         old, new = before.get(name), now.get(name)
         if isinstance(old, dict) and isinstance(new, dict):
             found += _differences(old, new, f"{prefix}{name}.")
-        elif old != new and name not in _FREE_TO_CHANGE:
+        elif old != new and name not in _FREE_TO_CHANGE and (name, old) != ("date", None):  # it had none to keep
             found.append(f"{prefix}{name} was {old}, is {new}")
     return found

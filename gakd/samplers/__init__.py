@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from gakd.samplers.generation import Generation, Sampling, decode, generate, padding_id
     from gakd.samplers.mixture import Mixture
     from gakd.samplers.model import ModelSampler
-    from gakd.samplers.protocol import Sample, Sampler, dataset_sampler, resample, samples_of
+    from gakd.samplers.protocol import Sample, Sampler, UntilEnd, dataset_sampler, resample, samples_of
     from gakd.samplers.replay import AdaptiveThreshold, ReplaySampler
     from gakd.samplers.resumable import ResumableRows
     from gakd.samplers.rollouts import (

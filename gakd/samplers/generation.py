@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from gakd.data.ends import end_ids
+from gakd.data.ends import channel_header, end_ids
 from gakd.models.lora import base_of
 from gakd.samplers.mode import device_of, evaluating
 
@@ -161,5 +161,14 @@ def _cut(ids: list[int], ends: Sequence[int]) -> Generation:
 
 
 def decode(tokenizer: PreTrainedTokenizerBase, generations: Sequence[Generation]) -> list[str]:
-    """Texts without special tokens and outer white space, as they are scored."""
-    return [str(tokenizer.decode(generation.ids, skip_special_tokens=True)).strip() for generation in generations]
+    """Texts without special tokens and outer white space, as they are scored; of channels, what the last one says."""
+    header = channel_header(tokenizer)
+    ids = [_behind_last(generation.ids, header) for generation in generations]
+    return [str(tokenizer.decode(own, skip_special_tokens=True)).strip() for own in ids]
+
+
+def _behind_last(ids: list[int], header: list[int]) -> list[int]:
+    """What follows the last place where `header` stands; all of `ids` where it stands nowhere."""
+    width = len(header)
+    places = [place for place in range(len(ids) - width + 1) if ids[place : place + width] == header] if header else []
+    return ids[places[-1] + width :] if places else ids

@@ -14,8 +14,11 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from gakd.data import Example, Row, collate
+from gakd.data.ends import end_ids
 from gakd.types import Batch
 
 
@@ -76,6 +79,23 @@ def samples_of(batch: Batch) -> list[Sample]:
         )
     rows = zip(batch.input_ids.tolist(), starts, responses, strict=True)
     return [Sample(ids[: start + 1], response.tolist()) for ids, start, response in rows]
+
+
+class UntilEnd:
+    """Each response up to its first end, as a model writes it that stops there.
+
+    A chat template may set more behind the token at which generation stops, as the line break behind `<|im_end|>`. Where
+    texts of a dataset are compared with sampled ones, that alone would tell them apart.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, *models: nn.Module) -> None:
+        self._ends = frozenset(end_ids(tokenizer, *models))
+
+    def __call__(self, samples: Sequence[Sample], step: int) -> list[Sample]:
+        return [sample._replace(response_ids=self._cut(sample.response_ids)) for sample in samples]
+
+    def _cut(self, ids: list[int]) -> list[int]:
+        return next((ids[: place + 1] for place, token in enumerate(ids) if token in self._ends), ids)
 
 
 def dataset_sampler(samples: Sequence[Sample], step: int) -> Sequence[Sample]:

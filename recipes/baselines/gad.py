@@ -26,7 +26,7 @@ from gakd.losses import KLToReference, PolicyGradient
 from gakd.models import ModelConfig, load_backbone, load_student
 from gakd.rewards import DiscriminatorScore, GroupNormalize, RewardToGo
 from gakd.run import Run, RunConfig
-from gakd.samplers import ModelSampler, Sampling, TeacherTextConfig, resample, teacher_examples
+from gakd.samplers import ModelSampler, Sampling, TeacherTextConfig, UntilEnd, resample, teacher_examples
 from gakd.samplers.rollouts import model_log_probs, policy_log_probs, rollout_of, with_advantages
 from gakd.teachers import load_reader, load_shared_tokenizer
 
@@ -71,7 +71,7 @@ def main(config: Config) -> None:
     with run.main_first():
         tokenizer = load_shared_tokenizer(config.models)
         student = load_student(config.models)
-        data = load_data(config.data, tokenizer, config.run.batch_size)
+        data = load_data(config.data, tokenizer, config.run.batch_size, prompts_alone=config.models.teacher is not None)
         teacher = None
         if config.models.teacher is not None:
             teacher = load_reader(config.models, run.teacher_dtype, run.loading_device)
@@ -94,9 +94,11 @@ def main(config: Config) -> None:
     before = run.once("before.json", lambda: held_out.scores(student))
     run.restore()
 
+    until_end = UntilEnd(tokenizer, student)  # a longer end would tell the teacher's text from the student's
     pairs, prompts = config.run.batch_size * config.samples_per_prompt, config.run.batch_size // run.fabric.world_size
     distiller.train()
-    for teachers_text in run.steps(data):
+    for given in run.steps(data):
+        teachers_text = resample(given, until_end, run.step, data.pad_token_id)
         repeated = teachers_text * config.samples_per_prompt
         answers = resample(repeated, own_text, run.step, data.pad_token_id)
         window = teachers_text

@@ -61,7 +61,7 @@ def main(config: Config) -> None:
     with run.main_first():
         tokenizer = load_shared_tokenizer(config.models)
         student = load_student(config.models)
-        data = load_data(config.data, tokenizer, config.run.batch_size)
+        data = load_data(config.data, tokenizer, config.run.batch_size, prompts_alone=config.language_weight == 0)
         teacher = load_reader(config.models, run.teacher_dtype, run.loading_device)
     held_out = HeldOut(teacher, tokenizer, data, config.evaluation)
 

@@ -44,7 +44,7 @@ def main(config: Config) -> None:
     output = config.output.resolve()
     if output.exists() and Path(config.dataset).resolve() in {output, output.parent}:
         raise InputError(f"{config.output} holds the prompts of --dataset {config.dataset}: give another --output")
-    rows = load_rows(config.dataset, config.split, config.skip_bad_rows)[: config.max_examples]
+    rows = load_rows(config.dataset, config.split, config.skip_bad_rows, may_be_prompt=True)[: config.max_examples]
     teacher = EndpointTeacher(config.endpoint, config.cache or config.output.with_suffix(".responses.jsonl"))
     responses = teacher.responses(rows)
     records = response_records(rows, responses, config.drop_unfinished)

@@ -182,13 +182,10 @@ def test_tokenizers_that_differ_are_refused_naming_both(tmp_path):
         load_shared_tokenizer(config)
 
 
-def test_end_of_text_tokens_that_differ_are_refused_naming_both():
+def test_ends_of_text_may_differ_since_a_turn_ends_as_the_template_says():
     student, teacher = tiny.tokenizer(), tiny.tokenizer()
     teacher.eos_token = "<|endoftext|>"
-    with pytest.raises(
-        ModelError, match=r"a ends text with '<\|im_end\|>' \(258\), teacher b with '<\|endoftext\|>' \(256\)"
-    ):
-        check_tokenizers(student, teacher, ("a", "b"))
+    check_tokenizers(student, teacher, ("a", "b"))
 
 
 def test_a_missing_padding_token_becomes_the_end_of_text_token(tmp_path):

@@ -13,8 +13,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gakd.data import DataConfig, DataError, Row, collate, encode, load_rows
+from gakd.data.formats import unwrap_alpaca
 from gakd.data.load import load_split
-from gakd.data.rows import unwrap_alpaca
 from gakd.types import IGNORE_INDEX
 from tests import tiny
 from tests.recipe_runs import arguments, make_material, metrics, run_here, scores

@@ -252,7 +252,7 @@ def test_an_endpoint_answers_a_dataset_once_and_what_it_wrote_trains(tmp_path):
     assert [row.responses[0] for row in rows] == [f"Answer to Say {index}" for index in range(5)]
     assert [row.finished for row in rows] == [True, True, True, False, True]
     words = tiny.tokenizer()
-    ends = [example.response_ids[-1] == words.eos_token_id for example in encode(rows, words)]
+    ends = [words.eos_token_id in example.response_ids for example in encode(rows, words)]
     assert ends == [True, True, True, False, True]
 
 
