@@ -48,7 +48,9 @@ def expected_row(line: bytes) -> Expected | None:
     finished = record.get("finished", True)
     beside = [record.get(key) for key in ("input", "context")]
     beside = next((value for value in beside if value is not None and value != ""), "")
-    if "messages" in record:
+    if record.get("messages") not in (None, "", [], {}) or (
+        "messages" in record and not {"instruction", "prompt"} & set(record)
+    ):
         messages = record["messages"]
         if not isinstance(messages, list) or len(messages) < 2:
             return None
@@ -58,7 +60,7 @@ def expected_row(line: bytes) -> Expected | None:
         turns = [(message["role"], message.get("content")) for message in messages]
         if not all(is_text(content) for _, content in turns):
             return None
-        if [role for role, _ in turns[-2:]] != ["user", "assistant"]:
+        if turns[-1][0] != "assistant" or "user" not in [role for role, _ in turns]:
             return None
         return Expected(turns[:-1], "", turns[-1][1], finished)
     if "instruction" in record:
@@ -130,7 +132,8 @@ def expected_labels(
     prompt = prompt_ids(row, template)
     if len(prompt) > longest_prompt:
         return None
-    response = byte_ids(row.response) + ([EOS] if row.finished else [])
+    end = [EOS] if template == "alpaca" else [258, *byte_ids("\n")]  # the chat template's own end of a turn
+    response = byte_ids(row.response) + (end if row.finished else [])
     ids = (prompt + response)[:longest]
     return ids[:-1], [IGNORE_INDEX] * (len(prompt) - 1) + ids[len(prompt) :]
 
@@ -350,7 +353,7 @@ def test_lines_of_a_megabyte(tmp_path, template):
     prompt = prompt_ids(Expected([("user", "a")], "", "", True), template)
     assert [example.prompt_ids for example in examples] == [prompt, prompt]
     assert examples[0].response_ids == byte_ids("é" * 500_000)[: LONGEST - len(prompt)]
-    assert examples[1].response_ids == [*byte_ids("b"), EOS]
+    assert examples[1].response_ids == [*byte_ids("b"), *([EOS] if template == "alpaca" else [258, *byte_ids("\n")])]
 
 
 @pytest.mark.parametrize(
@@ -409,13 +412,16 @@ def test_a_prompt_that_says_nothing_in_its_template_is_refused(tmp_path):
     assert unwrap_alpaca("### Instruction:\na\n\n### Response:") == ("a", "")
 
 
-def test_an_array_of_rows_is_refused_with_what_to_do(tmp_path):
+def test_an_array_of_rows_is_read_as_its_rows(tmp_path):
     rows = [{"prompt": "a", "response": "b"}] * 2
     for indent in (None, 2):
         path = tmp_path / "rows.json"
         path.write_text(json.dumps(rows, indent=indent))
-        assert refusal(path).startswith(f"{path}:1: ")
-        assert "one JSON object a line" in refusal(path)
+        assert [(row.instruction, row.responses) for row in load_rows(str(path), "train", whole=True)] == [
+            ("a", ("b",))
+        ] * 2
+    path.write_text(json.dumps([*rows, [1]]))
+    assert refusal(path).startswith(f"{path}:3: a row is an object, got list")
 
 
 def test_an_empty_name_is_no_dataset():
@@ -449,15 +455,22 @@ def test_what_has_no_tokens_is_refused_with_its_row():
     with pytest.raises(DataError, match="'f:2': its response has no token in this tokenizer"):
         encode(rows, words)
     words.chat_template = "{{ '' }}"
+    with pytest.raises(DataError, match="the chat template leaves a response out, it sets ''"):
+        encode(rows, words)
+    words.chat_template = "{% if messages[1] is defined %}{{ messages[1].content }}<|im_end|>{% endif %}"
     with pytest.raises(DataError, match="'f:1': its prompt has no token in this tokenizer"):
         encode(rows, words)
 
 
 def test_a_template_that_breaks_on_a_row_names_it_in_one_line():
     words = tiny.tokenizer()
-    for template in ("{{ 1 + messages[0].content }}", "{{ raise_exception('roles\nmust\nalternate') }}", "{% if %}"):
+    broken = r"'f:1': the chat template refuses this conversation \(.+\)"
+    for template, said in (
+        ("{{ 1 + messages[0].content }}", broken), ("{{ raise_exception('roles\nmust\nalternate') }}", broken),
+        ("{% if %}", r"the chat template does not compile \(line 1: .+\): mend it"),
+    ):  # fmt: skip
         words.chat_template = template
-        with pytest.raises(DataError, match=r"'f:1': the chat template refuses this conversation \(.+\)") as refused:
+        with pytest.raises(DataError, match=said) as refused:
             encode([Row("a", "", ("b",), where="f:1")], words)
         assert "\n" not in str(refused.value)
 
@@ -492,7 +505,7 @@ NASTY = [
     b'{"instruction": "lost", "output": ',
     b'{"instruction": "\xff", "output": "lost"}',
     b'{"instruction": "lost", "output": "\\ud800"}',
-    b'{"instruction": "lost", "output": ""}',
+    b'{"instruction": "lost", "output": 5}',
     b'{"messages": [{"role": {}}, 1]}',
     b"\0" * 50,
     b"[" * 100_000,
