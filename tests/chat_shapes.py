@@ -144,6 +144,30 @@ GPT_OSS = """{{ '<|start|>system<|message|>Current date: ' + strftime_now('%Y-%m
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{ '<|start|>assistant' }}{%- endif -%}"""
 
+# Marks of thoughts of its own: an empty one in the prompt, none in a whole conversation but beside a call.
+GEMMA4 = """{{ bos_token }}{%- for message in messages -%}
+{{ '<|turn>' + ('model' if message.role == 'assistant' else message.role) + '\n' }}
+{%- if message.tool_calls -%}
+{%- if message.reasoning_content -%}{{ '<|channel>thought\n' + message.reasoning_content + '\n<channel|>' }}{%- endif -%}
+{%- for call in message.tool_calls -%}
+{{ '<|tool_call>' + call.function.name + call.function.arguments | tojson + '<tool_call|>' }}
+{%- endfor -%}
+{%- endif -%}
+{{ message.content + '<turn|>\n' }}
+{%- endfor -%}
+{%- if tools -%}{{ tools | tojson }}{%- endif -%}
+{%- if add_generation_prompt -%}{{ '<|turn>model\n' }}
+{%- if not enable_thinking -%}{{ '<|channel>thought\n<channel|>' }}{%- endif -%}
+{%- endif -%}"""
+
+# An empty thought before a plain answer, and thoughts that it reads from a field alone.
+KIMI = """{%- for message in messages -%}
+{{ '<|im_' + message.role + '|>' }}
+{%- if message.role == 'assistant' -%}{{ '<think>' + (message.reasoning_content or '') + '</think>' }}{%- endif -%}
+{{ message.content + '<|im_end|>' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{ '<|im_assistant|>' }}{%- endif -%}"""
+
 LLAMA2 = """{%- for message in messages -%}
 {%- if message.role == 'user' -%}{{ bos_token + '[INST] ' + message.content + ' [/INST]' }}
 {%- else -%}{{ ' ' + message.content | trim + ' ' + eos_token }}{%- endif -%}
@@ -224,6 +248,15 @@ def shapes() -> dict[str, Shape]:
         Shape(
             "gptoss", byte_level(harmony, "<|return|>", None, GPT_OSS), f"<|channel|>final<|message|>{answer}<|return|>",
             ("<|return|>",),
+        ),
+        Shape(
+            "gemma4",
+            byte_level(("<pad>", "<bos>", "<|turn>", "<turn|>", "<|channel>", "<channel|>"), "<turn|>", "<bos>", GEMMA4),
+            f"{answer}<turn|>\n", ("<turn|>",),
+        ),
+        Shape(
+            "kimi", byte_level(("[EOS]", "<|im_user|>", "<|im_assistant|>", "<|im_system|>", "<|im_end|>"), "[EOS]", None, KIMI),
+            f"<think></think>{answer}<|im_end|>", im,
         ),
         Shape("llama2", llama2(), f"{answer} </s>", ("</s>",)),
     ]  # fmt: skip

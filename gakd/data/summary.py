@@ -72,7 +72,9 @@ def report_left_out(summary: Summary, name: str, max_prompt_length: int) -> None
         )
     if TOO_LONG in summary.left_out:
         count, first = summary.left_out[TOO_LONG]
-        message = f"left out {count} of {summary.kept + count} rows whose prompt is longer than {max_prompt_length} tokens"
+        message = (
+            f"left out {count} of {summary.kept + count} rows whose prompt is longer than {max_prompt_length} tokens"
+        )
         if not summary.kept:
             raise DataError(f"{message}: none is left; raise --max-prompt-length")
         warnings.warn(f"{message}, the first at {first!r}", stacklevel=3)

@@ -101,7 +101,7 @@ def test_an_answer_inside_an_open_thought_is_refused_naming_the_row():
 
 def test_a_thought_that_no_template_renders_is_refused():
     record = {"messages": [ASKED, {"role": "assistant", "content": "It is 4.", "reasoning_content": "add"}]}
-    with pytest.raises(DataError, match=r"'f:1': the chat template leaves the response's thought out"):
+    with pytest.raises(DataError, match=r"'f:1': the chat template leaves the thought of the response out"):
         taught("gemma3", record)
     assert taught("gemma3", record, thinking="off")[1] == SHAPES["gemma3"].plain
     # As a text it is the row's own, and taught.
@@ -126,6 +126,61 @@ def test_calls_are_taught_and_what_tools_say_is_context(name):
     prompt, text = taught(name, {"messages": told, "tools": TOOLS})
     assert "four!" in prompt
     assert text == SHAPES[name].plain
+
+
+@pytest.mark.parametrize(("name", "thought"), [
+    ("gemma4", "<|channel>thought\nadd\n<channel|>It is 4.<turn|>\n"), ("kimi", "<think>add</think>It is 4.<|im_end|>"),
+])  # fmt: skip
+def test_a_thought_is_set_by_the_marks_of_its_template(name, thought):
+    answer = {"role": "assistant", "content": "It is 4.", "reasoning_content": "add"}
+    assert taught(name, plain(THOUGHT))[1] == taught(name, {"messages": [ASKED, answer]})[1] == thought
+
+
+def test_no_part_of_a_response_is_dropped():
+    """By marks, since a part may stand elsewhere in the text: here what the call is called is what the answer says."""
+    both = {"role": "assistant", "content": "I add.", "tool_calls": [CALL]}
+    with pytest.raises(DataError, match=r"'f:1': the chat template leaves call 1 of the response out"):
+        taught("chatml_base", {"messages": [ASKED, both]})
+    assert "I add.\n<tool_call>" in taught("qwen3", {"messages": [ASKED, both]})[1]
+    twice = {"role": "assistant", "content": "", "tool_calls": [CALL, CALL]}
+    assert taught("qwen3", {"messages": [ASKED, twice]})[1].count("<tool_call>") == 2
+    with pytest.raises(DataError, match=r"'f:1': the chat template leaves call 2 of the response out"):
+        taught("llama32", {"messages": [ASKED, twice]})
+    thought = {"role": "assistant", "content": "I add.", "reasoning_content": "add"}
+    with pytest.raises(DataError, match=r"'f:1': the chat template leaves the thought of the response out"):
+        taught("llama32", {"messages": [ASKED, thought]})
+
+
+def test_no_part_of_a_prompt_is_dropped():
+    with pytest.raises(DataError, match=r"'f:1': the chat template does not show the tool 'add' in the prompt"):
+        taught("chatml_base", plain() | {"tools": TOOLS})
+    called = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+    told = [ASKED, called, {"role": "tool", "content": "4"}, {"role": "assistant", "content": "It is 4."}]
+    with pytest.raises(DataError, match=r"'f:1': the chat template leaves 'add' of the assistant out of the prompt"):
+        taught("chatml_base", {"messages": told})
+    # What developers say is the system's where a template does not know them.
+    developer = [{"role": "developer", "content": "Be brief."}, *plain()["messages"]]
+    assert "<|im_start|>system\nBe brief." in taught("qwen3", {"messages": developer})[0]
+
+
+def test_a_call_ends_as_its_template_ends_calls():
+    called = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+    assert taught("gptoss", {"messages": [ASKED, called], "tools": TOOLS})[1].endswith("<|call|>")
+    assert "<|call|>" in SHAPES["gptoss"].tokenizer.convert_ids_to_tokens(end_ids(SHAPES["gptoss"].tokenizer))
+
+
+def test_a_closed_prompt_takes_no_second_thought():
+    record = plain(THOUGHT) | {"enable_thinking": False}
+    with pytest.raises(
+        DataError, match=r"'f:1': the prompt ends in a thought that is closed, and the response has another"
+    ):
+        taught("qwen3", record)
+
+
+def test_a_thinking_template_may_be_taught_to_think_nothing():
+    prompt, text = taught("r1", plain(), thinking="off")
+    assert prompt.endswith("<think>\n")
+    assert text == "\n</think>\n\nIt is 4." + SHAPES["r1"].ends[0]
 
 
 def test_a_template_that_has_no_calls_refuses_them():
