@@ -40,7 +40,7 @@ LLAMA32 = """{%- if date_string is not defined -%}{%- set date_string = strftime
 {%- if messages[0].role == 'system' -%}
 {%- set system = messages[0].content | trim -%}{%- set messages = messages[1:] -%}
 {%- else -%}{%- set system = '' -%}{%- endif -%}
-{{ '<|start_header_id|>system<|end_header_id|>\n\nToday Date: ' + date_string + '\n\n' }}
+{{ bos_token + '<|start_header_id|>system<|end_header_id|>\n\nToday Date: ' + date_string + '\n\n' }}
 {%- if tools -%}{%- for tool in tools -%}{{ tool | tojson + '\n\n' }}{%- endfor -%}{%- endif -%}
 {{ system + '<|eot_id|>' }}
 {%- for message in messages -%}
@@ -65,13 +65,20 @@ QWEN = """{%- if tools -%}
 {{ '<|im_start|>system\n' + (messages[0].content + '\n\n' if messages[0].role == 'system' else '') + '<tools>' }}
 {%- for tool in tools -%}{{ '\n' + tool | tojson }}{%- endfor -%}{{ '\n</tools><|im_end|>\n' }}
 {%- elif messages[0].role == 'system' -%}{{ '<|im_start|>system\n' + messages[0].content + '<|im_end|>\n' }}{%- endif -%}
-{%- set ns = namespace(last=0) -%}
-{%- for message in messages -%}{%- if message.role == 'user' -%}{%- set ns.last = loop.index0 -%}{%- endif -%}{%- endfor -%}
+{%- set ns = namespace(last=messages | length - 1, seeking=true) -%}
+{%- for message in messages[::-1] -%}
+{%- if ns.seeking and message.role == 'user' and not (message.content.startswith('<tool_response>')
+    and message.content.endswith('</tool_response>')) -%}
+{%- set ns.seeking = false -%}{%- set ns.last = loop.revindex0 -%}
+{%- endif -%}
+{%- endfor -%}
 {%- for message in messages -%}
 {%- set content = message.content if message.content is string else '' -%}
-{%- if message.role == 'user' -%}{{ '<|im_start|>user\n' + content + '<|im_end|>\n' }}
+{%- if message.role == 'user' or (message.role == 'system' and not loop.first) -%}
+{{ '<|im_start|>' + message.role + '\n' + content + '<|im_end|>\n' }}
 {%- elif message.role == 'tool' -%}
-{{ '<|im_start|>user\n<tool_response>\n' + content + '\n</tool_response><|im_end|>\n' }}
+{{ ('' if loop.previtem.role == 'tool' else '<|im_start|>user') + '\n<tool_response>\n' + content + '\n</tool_response>' }}
+{%- if loop.last or loop.nextitem.role != 'tool' -%}{{ '<|im_end|>\n' }}{%- endif -%}
 {%- elif message.role == 'assistant' -%}
 {%- set thought = '' -%}
 {%- if message.reasoning_content is string -%}{%- set thought = message.reasoning_content -%}
@@ -80,10 +87,14 @@ QWEN = """{%- if tools -%}
 {%- set content = content.split('</think>')[-1].lstrip('\n') -%}
 {%- endif -%}
 {{ '<|im_start|>assistant\n' }}
-{%- if loop.index0 > ns.last and (loop.last or thought) -%}{{ '<think>\n' + thought.strip('\n') + '\n</think>\n\n' }}{%- endif -%}
-{{ content }}
+{%- if loop.index0 > ns.last and (loop.last or thought) -%}
+{{ '<think>\n' + thought.strip('\n') + '\n</think>\n\n' + content.lstrip('\n') }}
+{%- else -%}{{ content }}{%- endif -%}
 {%- for call in message.tool_calls or [] -%}
-{{ '\n<tool_call>\n{"name": "' + call.function.name + '", "arguments": ' + call.function.arguments | tojson + '}\n</tool_call>' }}
+{%- if content or not loop.first -%}{{ '\n' }}{%- endif -%}
+{%- set call = call.function or call -%}
+{%- set arguments = call.arguments if call.arguments is string else call.arguments | tojson -%}
+{{ '<tool_call>\n{"name": "' + call.name + '", "arguments": ' + arguments + '}\n</tool_call>' }}
 {%- endfor -%}
 {{ '<|im_end|>\n' }}
 {%- endif -%}
@@ -119,6 +130,8 @@ COHERE2 = """{{ bos_token }}{%- for message in messages -%}
 
 GLM4 = """{{ '[gMASK]<sop>' }}{%- for message in messages -%}
 {%- if message.role == 'assistant' -%}{{ '<|assistant|>\n<think></think>\n' + message.content | trim }}
+{%- elif message.role == 'tool' -%}
+{{ ('' if loop.previtem.role == 'tool' else '<|observation|>') + '\n<tool_response>\n' + message.content + '\n</tool_response>' }}
 {%- else -%}{{ '<|' + message.role + '|>\n' + message.content }}{%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
@@ -234,6 +247,7 @@ def shapes() -> dict[str, Shape]:
             "qwen3_thinking", byte_level(IM, IM[2], None, QWEN.replace("GENERATION", "{{ '<think>\n' }}")),
             f"\n</think>\n\n{answer}<|im_end|>\n", im,
         ),
+        # The prompt opens a thought that a plain answer never closes: it has to be refused.
         Shape("r1", byte_level(DEEPSEEK, DEEPSEEK_END, DEEPSEEK[0], R1.replace("GENERATION", "<think>\n")), "", (DEEPSEEK_END,)),
         Shape(
             "deepseek_v3", byte_level(DEEPSEEK, DEEPSEEK_END, DEEPSEEK[0], R1.replace("GENERATION", "")),

@@ -25,6 +25,11 @@ SUBCOMMANDS = {
     "ls": Subcommand("gakd.cli.list_recipes", "ListConfig", "recipes with their papers, and tools"),
     "cp": Subcommand("gakd.cli.copy_recipe", "CopyConfig", "a recipe as a file of your own"),
     "run": Subcommand("gakd.cli.run_recipe", None, "a recipe: gakd run NAME [flags]"),
+    "data": Subcommand(
+        "gakd.cli.data",
+        "DataPreviewConfig",
+        "what a dataset becomes: counts, lengths, and examples with what is trained on in colour",
+    ),
     "plan": Subcommand("gakd.cli.plan", "PlanConfig", "memory by part and FLOPs of a run, before it is started"),
     "report": Subcommand(
         "gakd.cli.report", "ReportConfig", "runs compared: one HTML file of curves, tables, completions"

@@ -20,6 +20,8 @@ from packaging.version import Version
 from rich.console import Console
 from rich.table import Table
 
+from gakd.data.load import DataConfig
+from gakd.errors import InputError
 from gakd.files import cache_dir
 from gakd.machine import memory
 
@@ -39,6 +41,10 @@ class DoctorConfig:
 
     online: bool = False
     """Ask the Hugging Face hub whether it can be reached; without this nothing leaves the machine."""
+    dataset: str | None = None
+    """Show too what this dataset becomes with the tokenizer of --student, as `gakd data` does."""
+    student: str | None = None
+    """Whose template sets the dataset's text."""
 
 
 class Devices(NamedTuple):
@@ -55,6 +61,8 @@ class Devices(NamedTuple):
 def main(config: DoctorConfig) -> None:
     """Print tables and problems; exit status 1 where something is known not to work."""
     versions, devices = installed(), seen_devices()
+    if (config.dataset is None) != (config.student is None):
+        raise InputError("a dataset is shown as a student's template sets it: give both --dataset and --student")
     found = problems(versions, requirements()) + device_problems(devices, versions)
     console = Console(width=None if Console().is_terminal else 120)
     for title, rows in (
@@ -67,6 +75,11 @@ def main(config: DoctorConfig) -> None:
         for name, value in rows:
             table.add_row(name, value)
         console.print(table, markup=False)
+    if config.dataset is not None and config.student is not None:
+        from gakd.cli.data import DataPreviewConfig
+        from gakd.cli.data import main as show_data
+
+        show_data(DataPreviewConfig(config.student, examples=1, data=DataConfig(config.dataset)))
     for problem in found:
         console.print(f"problem: {problem}", markup=False, highlight=False, soft_wrap=True)
     if found:
@@ -149,18 +162,12 @@ def requirements() -> list[Requirement]:
 
 def installed() -> dict[str, str | None]:
     """Versions of what is shown and of what gakd asks for."""
-    versions: dict[str, str | None] = {"python": platform.python_version()}
-    for name in {*_SHOWN, *(requirement.name for requirement in requirements())}:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = None
-    return versions
+    names = {*_SHOWN, *(requirement.name for requirement in requirements())}
+    return {"python": platform.python_version()} | {name: _version(name) for name in names}
 
 
 def seen_devices() -> Devices:
-    count = torch.cuda.device_count()
-    found = [torch.cuda.get_device_properties(index) for index in range(count)]
+    found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return Devices(
         torch.version.cuda,
         [device.name for device in found],
@@ -227,11 +234,8 @@ def _free(folder: Path) -> str:
 
 def hub_state(address: str, offline: bool, online: bool) -> str:
     """Whether the hub can be reached, as far as it is asked, and whether there is a token for it."""
-    key = (
-        "a token is set"
-        if any(map(os.environ.get, ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")))
-        else "no token in the environment"
-    )
+    has_key = any(map(os.environ.get, ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")))
+    key = "a token is set" if has_key else "no token in the environment"
     if offline:
         return f"offline (HF_HUB_OFFLINE); {key}"
     if not online:

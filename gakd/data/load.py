@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
 from gakd.data.columns import parse_columns
+from gakd.data.counts import counts
 from gakd.data.encoded import Examples, Reading, encoded_table, examples_mark
 from gakd.data.examples import Encoder, Example, TrainOn
 from gakd.data.marks import encoder_marks
@@ -60,6 +61,7 @@ class Data(NamedTuple):
     pad_token_id: int
     config: DataConfig | None = None  # what made it
     encoding: Mapping[str, str] = {}  # hashes of what made ids of the text: tokenizer, template, date
+    counts: Mapping[str, Mapping[str, Any]] = {}  # of each split, as `gakd.data.counts` has them
 
     @property
     def marks(self) -> dict[str, str]:
@@ -88,11 +90,12 @@ def load_data(
         raise DataError(
             f"{len(train)} training examples do not fill one batch of {batch_size}: give more data or a smaller --batch-size"
         )
+    numbers = {split: counts(summary, config.max_length) for split, summary in found.items()}
     if prompts_alone:
         valid, test = (_answered(config, split, found[split].examples) for split in ("valid", "test"))
     if is_first_process() and (line := cut_line(found["train"], "train", config.max_length)):
         print(line, flush=True)
-    return Data(train, valid, test, tokenizer.pad_token_id, config, encoder_marks(encoder))
+    return Data(train, valid, test, tokenizer.pad_token_id, config, encoder_marks(encoder), numbers)
 
 
 def load_split(

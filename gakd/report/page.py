@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from gakd.report.charts import COLORS, dashes
+from gakd.report.data_table import data_rows
 from gakd.report.figures import charts
 from gakd.report.game import healths
 from gakd.report.groups import Group
@@ -49,6 +50,7 @@ def html(groups: Sequence[Group], warnings: Sequence[str], completions: int) -> 
         samples=samples(groups, completions),
         settings=setting_rows(groups),
         run_rows=run_rows(groups),
+        data_rows=data_rows(groups),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
     # A file name or a setting may hold half of a character pair, which no file can.

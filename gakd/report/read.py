@@ -44,6 +44,7 @@ class RunData:
     prompts: list[Prompt]  # of the predictions, in their order; empty where the run did not keep them
     wall_seconds: float | None  # from the first file to the last; None where the times of the files cannot be the run's
     warnings: list[str] = field(default_factory=list)
+    data: dict[str, Any] = field(default_factory=dict)  # counts of its splits; empty where the run did not keep them
 
     @property
     def seed(self) -> Any:
@@ -84,6 +85,7 @@ def read_run(folder: Path) -> RunData:
     run = RunData(
         folder, config, recipe if isinstance(recipe, str) and recipe else None, metrics, before, after, teacher,
         prompts, _wall_seconds(folder, metrics), warnings,
+        (_json(folder / "data_summary.json", warnings) or {}) if (folder / "data_summary.json").exists() else {},
     )  # fmt: skip
     if not (folder / "after.json").exists():
         of = "" if run.planned_steps is None else f" of {run.planned_steps}"

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from lightning_fabric import Fabric
 
 from gakd.data.dates import fixed_date
-from gakd.data.load import DataConfig
+from gakd.data.load import Data, DataConfig
 from gakd.errors import InputError
 from gakd.files import write_json
 from gakd.models.loading import ModelConfig
@@ -63,11 +63,11 @@ def fix_date(fabric: Fabric, folder: Path, recipe_config: Any, resume: bool) -> 
     data.date = fabric.broadcast(fixed_date(data.date, *kept))
 
 
-def check_data(fabric: Fabric, folder: Path, marks: dict[str, str]) -> None:
+def check_data(fabric: Fabric, folder: Path, data: Data) -> None:
     """Keep what a run's data are known by, or, where it goes on, compare; InputError on every rank, naming what has changed."""
     error = None
     if fabric.is_global_zero:
-        path = folder / "data.json"
+        path, marks = folder / "data.json", data.marks
         before = json.loads(path.read_text()) if path.exists() else marks
         if changed := [
             _named(name, before.get(name), marks[name]) for name in marks if before.get(name) != marks[name]
@@ -77,6 +77,7 @@ def check_data(fabric: Fabric, folder: Path, marks: dict[str, str]) -> None:
                 f"Give it what it was begun with, or another --output-dir"
             )
         elif not path.exists():
+            write_json(folder / "data_summary.json", data.counts, indent=2)
             write_json(path, marks, indent=2)
     error = fabric.broadcast(error)
     if error:

@@ -162,7 +162,7 @@ class Run:
         What a step holds is a function of the seed and the step alone: not of the micro-batch size, the ranks, or a resume.
         """
         config, examples = self.config, data.train
-        check_data(self.fabric, self.folder, data.marks)
+        check_data(self.fabric, self.folder, data)
         lengths = lengths_of(examples).tolist()
         windows, self.total = Windows(lengths, config.batch_size, config.seed), self.total_steps(data)
         log = self._log.open(self.folder, config.log_to, self.step, self.total, self.is_main)
