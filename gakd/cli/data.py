@@ -52,7 +52,7 @@ def main(config: DataPreviewConfig) -> None:
     if not console.is_terminal:
         console = Console(width=120)
     tokenizer = load_tokenizer(config.student, config.trust_remote_code)
-    for shown in preview(config, tokenizer, marks=console.color_system is None):
+    for shown in preview(config, tokenizer, marks=console.color_system is None or console.no_color):
         console.print(shown)
 
 
@@ -63,7 +63,7 @@ def preview(config: DataPreviewConfig, tokenizer: PreTrainedTokenizerBase, marks
     encoder = encoder_of(data, tokenizer, config.prompts_alone)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the table says what was left out
-        summary = load_summary(data, encoder, config.split)
+        summary = load_summary(data, encoder, config.split, config.prompts_alone and config.split != "train")
     found = counts(summary, data.max_length)
     ends = " ".join(map(str, tokenizer.convert_ids_to_tokens(end_ids(tokenizer))))
     about = [("template", data.template), ("ends of a turn", ends)]

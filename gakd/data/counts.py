@@ -27,8 +27,8 @@ def counts(summary: Summary, max_length: int) -> dict[str, Any]:
 
 def _spread(lengths: np.ndarray) -> dict[str, int]:
     if not len(lengths):
-        return {"median": 0, "longest": 0}
-    return {"median": int(np.median(lengths)), "longest": int(lengths.max())}
+        return {"mean": 0, "median": 0, "longest": 0}
+    return {"mean": round(float(lengths.mean())), "median": int(np.median(lengths)), "longest": int(lengths.max())}
 
 
 def _histogram(lengths: np.ndarray, edges: list[int]) -> list[list[int]]:

@@ -23,7 +23,7 @@ from gakd.data.rows import DataError, Row
 from gakd.data.splits import SPLITS
 from gakd.files import cache_dir
 
-FORMAT = 1
+FORMAT = 2
 _KEPT_SECONDS = 30 * 24 * 3600
 _BATCH, _BATCH_BYTES = 1000, 16 << 20
 _ROWS_A_PROCESS = 4000  # fewer are done before a second process has started
@@ -124,7 +124,8 @@ def encoded_table(records: Records, encoder: Encoder, reading: Reading) -> Any:
             "response_ids": datasets.Sequence(datasets.Value("int32")),
             "trained": datasets.Sequence(datasets.Value("bool")),
             "length": datasets.Value("int32"), "prompt_length": datasets.Value("int32"), "cut": datasets.Value("bool"),
-            "supervised": datasets.Value("int32"), "answered": datasets.Value("bool"), "split": datasets.Value("int8"),
+            "supervised": datasets.Value("int32"), "answered": datasets.Value("bool"), "first": datasets.Value("bool"),
+            "split": datasets.Value("int8"),
             "key": datasets.Value("binary"), "problem": datasets.Value("string"), "row": datasets.Value("string"),
         }
     )  # fmt: skip
@@ -240,6 +241,7 @@ class _Job:
             yield about | {"problem": TOO_LONG, "row": _packed(row)}
         for example in encoded.examples:
             yield about | {
+                "first": example is encoded.examples[0], "prompt_length": len(example.prompt_ids),
                 "prompt_ids": example.prompt_ids, "response_ids": example.response_ids,
                 "trained": list(example.trained or ()), "length": example.length, "supervised": example.supervised,
                 "key": bytes.fromhex(example.key), "row": _packed(row),
@@ -248,7 +250,7 @@ class _Job:
 
 _EMPTY: dict[str, Any] = {
     "prompt_ids": [], "response_ids": [], "trained": [], "length": 0, "prompt_length": 0, "cut": False, "supervised": 0,
-    "answered": False, "split": -1, "key": b"", "problem": "", "row": "",
+    "answered": False, "first": True, "split": -1, "key": b"", "problem": "", "row": "",
 }  # fmt: skip
 
 

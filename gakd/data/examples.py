@@ -91,6 +91,8 @@ class Encoder:
             raise DataError(
                 f"max_prompt_length {self.max_prompt_length} leaves no room for a response in max_length {self.max_length}"
             )
+        if self.may_be_prompt and self.train_on == "all":
+            raise DataError("responses that models write answer one prompt a row: give --train-on last")
         if self.tokenizer.eos_token_id is None:
             raise DataError("this tokenizer has no end-of-text token, so no response would end: set its eos_token")
 

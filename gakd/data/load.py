@@ -16,7 +16,7 @@ from gakd.data.marks import encoder_marks
 from gakd.data.records import open_records
 from gakd.data.rows import DataError
 from gakd.data.splits import SPLITS, Split
-from gakd.data.summary import Summary, cut_line, report_left_out, summary_of
+from gakd.data.summary import UNANSWERED, Summary, cut_line, report_left_out, summary_of
 from gakd.data.templates import Template
 from gakd.data.thoughts import Thinking
 from gakd.machine import is_first_process
@@ -77,12 +77,10 @@ def load_data(
 
     `prompts_alone`: training rows need no responses, since the recipe writes them; their examples hold the end of a turn.
     """
-    if prompts_alone and config.train_on == "all":
-        raise DataError(
-            "this recipe's models write the responses themselves, to one prompt a row: give --train-on last"
-        )
     encoder = encoder_of(config, tokenizer, prompts_alone)
-    found = {split: load_summary(config, encoder, split) for split in SPLITS}
+    found = {
+        split: load_summary(config, encoder, split, answered=prompts_alone and split != "train") for split in SPLITS
+    }
     if not isinstance(tokenizer.pad_token_id, int):
         raise DataError("the tokenizer has no padding token: load it with gakd.models.load_tokenizer, or set pad_token")
     train, valid, test = (found[split].examples for split in SPLITS)
@@ -91,8 +89,6 @@ def load_data(
             f"{len(train)} training examples do not fill one batch of {batch_size}: give more data or a smaller --batch-size"
         )
     numbers = {split: counts(summary, config.max_length) for split, summary in found.items()}
-    if prompts_alone:
-        valid, test = (_answered(config, split, found[split].examples) for split in ("valid", "test"))
     if is_first_process() and (line := cut_line(found["train"], "train", config.max_length)):
         print(line, flush=True)
     return Data(train, valid, test, tokenizer.pad_token_id, config, encoder_marks(encoder), numbers)
@@ -105,24 +101,31 @@ def load_split(
     return load_summary(config, encoder_of(config, tokenizer, prompts_alone), split).examples
 
 
-def load_summary(config: DataConfig, encoder: Encoder, split: Split) -> Summary:
-    """One split, with counts of its rows; warnings say what was left out."""
+def load_summary(config: DataConfig, encoder: Encoder, split: Split, answered: bool = False) -> Summary:
+    """One split, with counts of its rows; warnings say what was left out. `answered` leaves out rows without a response."""
     named = {"train": None, "valid": config.valid_dataset, "test": config.test_dataset}[split]
     if named is None:
-        return load_source(config, encoder, config.dataset, split)
+        return load_source(config, encoder, config.dataset, split, answered=answered)
     # A file that is named for one split belongs to it whole.
-    return load_source(replace(config, train_split=None), encoder, named, split, whole=True)
+    return load_source(replace(config, train_split=None), encoder, named, split, whole=True, answered=answered)
 
 
-def load_source(config: DataConfig, encoder: Encoder, dataset: str, split: Split, whole: bool = False) -> Summary:
+def load_source(
+    config: DataConfig, encoder: Encoder, dataset: str, split: Split, whole: bool = False, answered: bool = False
+) -> Summary:
     """The rows of a source that are of a split, or all (`whole`), as `encoder` makes them."""
     records = open_records(dataset, split, whole, config.train_split, config.max_rows)
     # What is measured is measured on the last turn: it alone has a prompt to answer and references.
     if split != "train" and encoder.train_on != "last":
         encoder = replace(encoder, train_on="last")
     table = encoded_table(records, encoder, Reading(parse_columns(config.columns), config.skip_bad_rows, whole))
-    summary = summary_of(table, SPLITS.index(split) if records.divided and not whole else None)
+    summary = summary_of(table, SPLITS.index(split) if records.divided and not whole else None, answered)
     report_left_out(summary, dataset, config.max_prompt_length)
+    if not summary.kept and UNANSWERED in summary.left_out:
+        raise DataError(
+            f"{dataset} has prompts alone, and the {split} split is what a student is judged by: give rows with responses as "
+            f"--{split}-dataset, or have a model write them with recipes/tools/generate.py"
+        )
     if not summary.kept:
         raise DataError(
             f"{dataset} has no rows for the split {split!r}: give a larger file, or a folder with {split}.jsonl"
@@ -141,15 +144,3 @@ def spread(examples: Sequence[Example], count: int) -> list[Example]:
     """At most `count` of the examples, evenly spaced: a file may be sorted, and its beginning then no fair sample."""
     count = min(count, len(examples))
     return [examples[index * len(examples) // count] for index in range(count)]
-
-
-def _answered(config: DataConfig, split: Split, examples: Examples) -> Examples:
-    """The examples that have a response, to compare with; DataError where none has."""
-    answered = examples.where(examples.column("answered"))
-    if not len(answered):
-        named = {"valid": config.valid_dataset, "test": config.test_dataset}.get(split) or config.dataset
-        raise DataError(
-            f"{named} has prompts alone, and the {split} split is what a student is judged by: give rows with responses as "
-            f"--{split}-dataset, or have a model write them with recipes/tools/generate.py"
-        )
-    return answered

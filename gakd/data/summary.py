@@ -12,6 +12,8 @@ import numpy as np
 from gakd.data.encoded import TOO_LONG, UNTRAINED, Examples, column
 from gakd.data.rows import DataError
 
+UNANSWERED = "it has no response to compare with"
+
 
 class Summary(NamedTuple):
     """Counts of one split."""
@@ -27,20 +29,22 @@ class Summary(NamedTuple):
         return self.cut / max(self.kept, 1)
 
 
-def summary_of(table: Any, split: int | None) -> Summary:
-    """Counts of the rows of a split (None: of all), and its examples."""
+def summary_of(table: Any, split: int | None, answered: bool = False) -> Summary:
+    """Counts of the rows of a split (None: of all), and its examples; with `answered`, of those that have a response alone."""
     of_split, problems = column(table, "split"), column(table, "problem")
+    if answered:
+        problems = np.where((problems == "") & ~column(table, "answered"), UNANSWERED, problems)
     # A row that could not be read has no side; it counts where it would have been trained on.
     chosen = np.ones(len(of_split), bool) if split is None else (of_split == split) | ((of_split == -1) & (split == 0))
     good = problems == ""
-    places = np.flatnonzero(chosen & good).astype(np.int32)
+    places, bad = np.flatnonzero(chosen & good).astype(np.int32), np.flatnonzero(chosen & ~good)
     left_out: dict[str, tuple[int, str]] = {}
-    bad = np.flatnonzero(chosen & ~good)
     reasons = [_kind(str(problems[place]), table, int(place)) for place in bad]
     for reason, count in Counter(reasons).most_common():
         left_out[reason] = (count, where_of(table, int(bad[reasons.index(reason)])))
-    kept = len(places)
-    return Summary(kept + len(bad), kept, int(column(table, "cut")[places].sum()), left_out, Examples(table, places))
+    rows = places[column(table, "first")[places]]  # a row may have several examples
+    cut = int(column(table, "cut")[rows].sum())
+    return Summary(len(rows) + len(bad), len(rows), cut, left_out, Examples(table, places))
 
 
 def where_of(table: Any, place: int) -> str:
@@ -50,14 +54,16 @@ def where_of(table: Any, place: int) -> str:
 
 def _kind(problem: str, table: Any, place: int) -> str:
     """A row's reason without what is its own."""
-    if problem in (TOO_LONG, UNTRAINED):
+    if problem in (TOO_LONG, UNTRAINED, UNANSWERED):
         return problem
     return problem.removeprefix(f"{where_of(table, place)}: ").split(",")[0].split("(")[0].strip()
 
 
 def report_left_out(summary: Summary, name: str, max_prompt_length: int) -> None:
     """A warning for each way in which rows were left out; DataError where none is left."""
-    bad = {reason: found for reason, found in summary.left_out.items() if reason not in (TOO_LONG, UNTRAINED)}
+    bad = {
+        reason: found for reason, found in summary.left_out.items() if reason not in (TOO_LONG, UNTRAINED, UNANSWERED)
+    }
     if bad:
         listed = "; ".join(f"{count}x {reason}" for reason, (count, _) in list(bad.items())[:4])
         first = next(iter(bad.values()))[1]

@@ -23,7 +23,7 @@ _TAUGHT, _CONTEXT, _CONTROL = "bold green", "dim", "magenta"
 
 def counts_table(counts: Mapping[str, Any], about: Sequence[tuple[str, str]], title: str) -> Table:
     """Rows, what was left out and why, what is cut, tokens; `about` are further lines."""
-    table = Table(title=title, title_justify="left", show_header=False)
+    table = Table(title=Text(title), title_justify="left", show_header=False)
     table.add_row("rows", f"{counts['rows']:,}")
     table.add_row("kept", f"{counts['kept']:,}")
     for reason, (count, first) in counts["left_out"].items():
@@ -37,7 +37,10 @@ def counts_table(counts: Mapping[str, Any], about: Sequence[tuple[str, str]], ti
     )
     table.add_row("tokens that are taught", f"{counts['supervised']:,}")
     for name, label in (("prompt_length", "prompt, tokens"), ("length", "whole, tokens")):
-        table.add_row(label, f"median {counts[name]['median']:,}, longest {counts[name]['longest']:,}")
+        table.add_row(
+            label,
+            f"mean {counts[name]['mean']:,}, median {counts[name]['median']:,}, longest {counts[name]['longest']:,}",
+        )
     for label, value in about:
         table.add_row(label, escape(value))
     return table
@@ -74,12 +77,20 @@ def _pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], taught: Sequ
     """Runs of tokens of one kind, decoded together: a byte-level token may be a part of a character."""
     control = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", {})}
     kinds = [(is_taught, token in control) for token, is_taught in zip(ids, taught, strict=True)]
-    found = []
+    found, before = [], ids[:0]
     for (is_taught, is_control), group in groupby(zip(kinds, ids, strict=True), key=lambda pair: pair[0]):
         own = [token for _, token in group]
-        text = str(tokenizer.decode(own, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        # Some decoders leave the first space of a text out: the token before keeps it.
+        text = _decoded(tokenizer, [*before, *own]).removeprefix(_decoded(tokenizer, before))
         found.append((text, is_taught, is_control))
+        before = own[-1:]
     return found
+
+
+def _decoded(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> str:
+    return (
+        str(tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)) if ids else ""
+    )
 
 
 def _append(text: Text, pieces: Sequence[Piece], marks: bool, last: bool) -> None:

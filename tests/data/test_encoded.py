@@ -201,9 +201,7 @@ def test_prompts_alone_are_for_recipes_that_write(tmp_path):
     path = write(tmp_path / "data" / "train.jsonl", [{"prompt": f"q {n}"} for n in range(300)])
     with pytest.raises(DataError, match=r"train\.jsonl:1: no response in keys"):
         load_data(config(path), words)
-    with pytest.raises(
-        DataError, match=r"has prompts alone, and the valid split is what a student is judged by: .*--valid-dataset"
-    ):
+    with pytest.raises(DataError, match=r"has prompts alone, and the valid split is what .*--valid-dataset"):
         load_data(config(path), words, prompts_alone=True)
     held_out = write(tmp_path / "held_out.jsonl", rows(10))
     settings = config(path, valid_dataset=held_out, test_dataset=held_out)
@@ -279,3 +277,26 @@ def test_marks_say_what_data_are_known_by(tmp_path):
     assert data.marks.keys() == {"train", "valid", "test", "tokenizer", "template", "date", "lengths", "prompts alone"}
     assert Data(list(data.train), data.valid, data.test, 0, data.config, data.encoding).marks == data.marks
     assert load_summary(config(path), encoder_of(config(path), words), "train").kept == len(data.train)
+
+
+def test_a_row_of_several_examples_counts_once(tmp_path):
+    turns = [
+        {"role": "user", "content": "a"}, {"role": "assistant", "content": "<think>x</think>b"}, {"role": "user", "content": "c"},
+        {"role": "assistant", "content": "<think>y</think>d"},
+    ]  # fmt: skip
+    path, words = write(tmp_path / "rows.jsonl", [{"messages": turns}]), shapes()["qwen3"].tokenizer
+    settings = config(path, train_on="all")
+    summary = load_source(settings, encoder_of(settings, words), path, "train", whole=True)
+    assert (summary.rows, summary.kept, len(summary.examples)) == (1, 1, 2)
+    assert summary.examples.column("prompt_length").tolist() == [
+        len(example.prompt_ids) for example in summary.examples
+    ]
+
+
+def test_prompts_alone_are_left_out_of_what_is_judged(tmp_path):
+    words = tiny.tokenizer()
+    train = write(tmp_path / "train.jsonl", rows(20))
+    mixed = write(tmp_path / "mixed.jsonl", [*rows(3), {"prompt": "only"}])
+    settings = config(train, valid_dataset=mixed, test_dataset=mixed)
+    summary = load_summary(settings, encoder_of(settings, words, prompts_alone=True), "valid", answered=True)
+    assert (summary.kept, summary.left_out) == (3, {"it has no response to compare with": (1, f"{mixed}:4")})
