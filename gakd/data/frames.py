@@ -21,6 +21,8 @@ class Frame(NamedTuple):
     added: str = ""  # ends a turn that the template leaves open: what it puts before the next one, or the end of text
     beyond: str = ""  # what the template sets behind the turn, wished for or not: the next generation prompt
 
+    skipped: str = ""  # what the template closes, in a whole conversation, of the empty thought that its prompt ends in
+
     def behind(self, whole: str, prompt: str, tags: Tags) -> str | None:
         """What a conversation has behind its prompt, to the end of the turn; None where the prompt is not its beginning.
 
@@ -30,11 +32,7 @@ class Frame(NamedTuple):
         if whole.startswith(prompt):
             return whole[len(prompt) :]
         bare = tags.without(prompt)
-        if not whole.startswith(bare):
-            return None
-        rest = whole[len(bare) :]
-        closing = re.match(rf"\s*{re.escape(tags.close)}\s*", rest)
-        return rest[closing.end() :] if closing and tags.closed(prompt) else rest
+        return whole[len(bare) :].removeprefix(self.skipped) if whole.startswith(bare) else None
 
 
 def asked_like(row: Row) -> Row:
@@ -53,7 +51,9 @@ def learned_frame(render: Renderer, asked: Row, thinks: bool, tags: Tags) -> Fra
             f"the chat template sets a prompt otherwise beside its response, so what is to be taught is not known: "
             f"{parted(prompt, whole)}. Use --template alpaca or none, or mend the template"
         )
-    head, mark, tail = rest.partition(_TEXT)
+    closing = re.match(rf"\s*{re.escape(tags.close)}\s*", rest) if tags.closed(prompt) else None
+    skipped = closing[0] if closing else ""
+    head, mark, tail = rest.removeprefix(skipped).partition(_TEXT)
     if not mark:
         raise DataError(f"the chat template leaves a response out, it sets {short(rest)}: mend the template")
     longer = _tried(render, asked, [_ASKED, answer, {"role": "user", "content": _NEXT}], thinks)
@@ -64,9 +64,9 @@ def learned_frame(render: Renderer, asked: Row, thinks: bool, tags: Tags) -> Fra
     tail, header = _without_header(render, asked, tail)
     beyond = header + beyond
     if render.special.search(tail):
-        return Frame(head, tail, beyond=beyond)
+        return Frame(head, tail, "", beyond, skipped)
     found = render.special.match(following.lstrip())
-    return Frame(head, tail, found[0] if found else str(render.tokenizer.eos_token), beyond)
+    return Frame(head, tail, found[0] if found else str(render.tokenizer.eos_token), beyond, skipped)
 
 
 def learned_tags(render: Renderer) -> Tags:

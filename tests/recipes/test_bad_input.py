@@ -58,9 +58,16 @@ def expected_row(line: bytes) -> Expected | None:
             if not isinstance(message, dict) or message.get("role") not in ("system", "user", "assistant", "tool"):
                 return None
         turns = [(message["role"], message.get("content")) for message in messages]
-        if not all(is_text(content) for _, content in turns):
+        # A tool may have nothing to say.
+        if not all(
+            is_text(f"{content}." if (role, type(content)) == ("tool", str) else content) for role, content in turns
+        ):
             return None
-        if turns[-1][0] != "assistant" or "user" not in [role for role, _ in turns]:
+        roles = [role for role, _ in turns]
+        if roles[-1] != "assistant" or "user" not in roles:
+            return None
+        between = roles[len(roles) - roles[::-1].index("user") : -1]
+        if not set(between) <= {"assistant", "tool"}:
             return None
         return Expected(turns[:-1], "", turns[-1][1], finished)
     if "instruction" in record:

@@ -46,7 +46,8 @@ VOCAB, TEACHER_VOCAB = 272, 431
 def other_tokenizer() -> PreTrainedTokenizerFast:
     words = copy.deepcopy(byte_level(420, trim_offsets=True))
     words.chat_template = (
-        "{% for message in messages %}{{ message.content }}"
+        # The fourth prompt is long in this template alone.
+        "{% for message in messages %}{{ message.content * (20 if message.content == 'Fourth' else 1) }}"
         "{% if message.role == 'user' %}{{ '\nAnswer:' }}{% endif %}{% endfor %}"
     )
     return words
@@ -60,7 +61,7 @@ ROWS = [
     Row("First", "", ("The quick brown fox jumps.",)),
     Row("Second", "", (" read   path\n    text",)),
     Row("Third", "", ("a 🙂 b",)),
-    Row("Fourth " * 20, "", ("prompt too long for the teacher",)),
+    Row("Fourth", "", ("prompt too long for the teacher",)),
     Row("Fifth", "", ("café " * 12,)),  # cut
 ]
 
@@ -68,8 +69,7 @@ ROWS = [
 def examples() -> list[Example]:
     student = tiny.tokenizer()
     student.chat_template = (
-        # The fourth prompt is long in the teacher's template alone.
-        "{{ messages[0].content[:9] }}: {% if messages[1] is defined %}{{ messages[1].content }}{% endif %}"
+        "{{ messages[0].content }}: {% if messages[1] is defined %}{{ messages[1].content }}{% endif %}"
     )
     return encode(ROWS, student, "chat", 40, 30)
 
