@@ -84,7 +84,7 @@ class Renderer:
             own["role"] = "system"
         if thought := message.get("reasoning_content"):
             own |= dict.fromkeys(_THOUGHTS, thought)
-        return _with_json_arguments(own) if style.json_arguments else own
+        return with_json_arguments(own) if style.json_arguments else own
 
     def _developers(self) -> bool:
         """Whether the template sets what developers say; else they are the system."""
@@ -139,7 +139,8 @@ def short(text: str) -> str:
     return repr(text if len(text) <= 40 else f"{text[:37]}...")
 
 
-def _with_json_arguments(message: Message) -> Message:
+def with_json_arguments(message: Message) -> Message:
+    """A message whose calls have their arguments as JSON text, as OpenAI writes them."""
     calls = [dict(call) for call in message.get("tool_calls") or ()]
     for call in calls:
         if isinstance(function := call.get("function"), Mapping) and not isinstance(function.get("arguments"), str):

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from rich.markup import escape
 
+from gakd.data.rendering import with_json_arguments
 from gakd.data.rows import Message, Row, conversation
 from gakd.errors import InputError
 from gakd.logging.progress import ProgressView
@@ -90,7 +91,8 @@ class EndpointTeacher:
 
     def _request(self, row: Row, sample: int) -> _Request:
         config, body = self.config, self.config.body()
-        asked = [{name: value for name, value in message.items() if name != "weight"} for message in conversation(row)]
+        asked = [with_json_arguments(message) for message in conversation(row)]
+        asked = [{name: value for name, value in message.items() if name != "weight"} for message in asked]
         own: dict[str, Any] = {"tools": list(row.tools)} if row.tools else {}
         own |= {"chat_template_kwargs": dict(row.template_kwargs)} if row.template_kwargs else {}
         body = own | body

@@ -490,3 +490,20 @@ def test_a_killed_run_asks_for_nothing_twice(server, tmp_path):
     assert texts(found) == [[f"You said: Say {number}."] for number in range(40)]
     assert server.times_asked() == {row.instruction: 2 if row.instruction in lost else 1 for row in rows}
     assert len(lines(cache)) == 40
+
+
+def test_tools_and_switches_of_a_row_are_asked_with(server, tmp_path):
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 2}}}
+    tool = {"type": "function", "function": {"name": "add"}}
+    row = Row(
+        "And now?", history=({"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "weight": 0}),
+        between=({"role": "assistant", "content": "", "tool_calls": [call]}, {"role": "tool", "content": "4"}),
+        tools=(tool,), template_kwargs={"enable_thinking": False},
+    )  # fmt: skip
+    EndpointTeacher(config_of(server), tmp_path / "c").responses([row, row._replace(tools=())])
+    asked = next(body for body in server.asked if "tools" in body)
+    assert len(server.asked) == 2, "other tools are another question"
+    assert asked["tools"] == [tool]
+    assert asked["chat_template_kwargs"] == {"enable_thinking": False}
+    assert not any("weight" in message for message in asked["messages"])
+    assert asked["messages"][3]["tool_calls"][0]["function"]["arguments"] == '{"a": 2}'
