@@ -22,6 +22,7 @@ from gakd.data.records import Records, belongs, read
 from gakd.data.rows import DataError, Row
 from gakd.data.splits import SPLITS
 from gakd.files import cache_dir
+from gakd.machine import cores
 
 FORMAT = 2
 _KEPT_SECONDS = 30 * 24 * 3600
@@ -111,13 +112,14 @@ def encoded_table(records: Records, encoder: Encoder, reading: Reading) -> Any:
     they are left out.
     """
     import datasets
+    import pyarrow
 
     mark = fingerprint(records, encoder, reading)
     path = cache_dir() / "examples" / f"{mark}.arrow"
     path.parent.mkdir(parents=True, exist_ok=True)
     _forget_old(path.parent, mark)
     count = len(records.table)
-    processes = max(1, min(len(os.sched_getaffinity(0)), count // _ROWS_A_PROCESS))
+    processes = max(1, min(cores(), count // _ROWS_A_PROCESS))
     features = datasets.Features(
         {
             "prompt_ids": datasets.Sequence(datasets.Value("int32")),
@@ -134,7 +136,8 @@ def encoded_table(records: Records, encoder: Encoder, reading: Reading) -> Any:
     shown = datasets.are_progress_bars_disabled()
     if count < 5 * _ROWS_A_PROCESS:
         datasets.disable_progress_bars()
-    try:
+
+    def mapped() -> Any:
         return records.table.map(
             _Job(records._replace(table=None), encoder, reading),
             batched=True, batch_size=_batch_size(records.table), with_indices=True, features=features,
@@ -142,6 +145,15 @@ def encoded_table(records: Records, encoder: Encoder, reading: Reading) -> Any:
             num_proc=processes if processes > 1 else None, cache_file_name=str(path), new_fingerprint=mark,
             desc="tokenizing", load_from_cache_file=True,
         )  # fmt: skip
+
+    try:
+        return mapped()
+    except (pyarrow.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of the disk, not of the table
+            raise
+        for damaged in path.parent.glob(f"{mark}*"):  # one that lost its end is made again
+            damaged.unlink()
+        return mapped()
     finally:
         if not shown:
             datasets.enable_progress_bars()

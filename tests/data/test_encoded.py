@@ -64,7 +64,7 @@ def test_processes_and_batches_change_nothing(tmp_path, monkeypatch):
     monkeypatch.setenv("GAKD_CACHE", str(tmp_path / "other"))
     monkeypatch.setattr(encoded_module, "_ROWS_A_PROCESS", 20)
     monkeypatch.setattr(encoded_module, "_BATCH", 7)
-    monkeypatch.setattr(encoded_module.os, "sched_getaffinity", lambda _: {0, 1, 2})
+    monkeypatch.setattr(encoded_module, "cores", lambda: 3)
     assert list(load_split(config(path), words, "train")) == alone
 
 
@@ -300,3 +300,13 @@ def test_prompts_alone_are_left_out_of_what_is_judged(tmp_path):
     settings = config(train, valid_dataset=mixed, test_dataset=mixed)
     summary = load_summary(settings, encoder_of(settings, words, prompts_alone=True), "valid", answered=True)
     assert (summary.kept, summary.left_out) == (3, {"it has no response to compare with": (1, f"{mixed}:4")})
+
+
+@pytest.mark.parametrize("left", [0, 10, 0.5, 0.99])
+def test_a_table_that_lost_its_end_is_made_again(tmp_path, cache, left):
+    path, words = write(tmp_path / "rows.jsonl", rows(60)), tiny.tokenizer()
+    before = list(load_split(config(path), words, "train"))
+    (table,) = (cache / "examples").glob("*.arrow")
+    content = table.read_bytes()
+    table.write_bytes(content[: left if isinstance(left, int) else int(left * len(content))])
+    assert list(load_split(config(path), words, "train")) == before
