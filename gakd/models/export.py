@@ -35,7 +35,9 @@ def write_folder(
     if hasattr(model, "merge_and_unload"):
         model = copy.deepcopy(model).merge_and_unload()  # type: ignore[operator]
     known: Any = model.generation_config.eos_token_id  # type: ignore[union-attr]
-    own = known if isinstance(known, list) else [known]
+    # A configuration may have an ordinary token by default: only control tokens end a turn.
+    control = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", {})}
+    own = [end for end in (known if isinstance(known, list) else [known]) if end in control]
     every = list(dict.fromkeys(end for end in [tokenizer.eos_token_id, *ends, *own] if end is not None))
     model.generation_config.eos_token_id = every if len(every) > 1 else every[0]  # type: ignore[union-attr]
     model.generation_config.pad_token_id = tokenizer.pad_token_id  # type: ignore[union-attr]
