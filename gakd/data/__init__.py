@@ -5,6 +5,7 @@ Imports `models`, the leaves and `types`.
 
 from gakd.data.alignment import Aligned, align
 from gakd.data.collate import collate
+from gakd.data.dates import fixed_date
 from gakd.data.ends import end_ids, end_of_text
 from gakd.data.examples import Encoder, Example, encode
 from gakd.data.formats import row_from
@@ -31,6 +32,7 @@ __all__ = [
     "encode",
     "end_ids",
     "end_of_text",
+    "fixed_date",
     "load_data",
     "load_rows",
     "load_split",

@@ -38,8 +38,12 @@ def end_of_text(tokenizer: PreTrainedTokenizerBase) -> int:
 def configured_ends(tokenizer: PreTrainedTokenizerBase, eos_token_id: int | Iterable[int] | None) -> list[int]:
     """What a generation config has as its ends, as far as the tokenizer has them as control tokens."""
     given = [eos_token_id] if isinstance(eos_token_id, int) else list(eos_token_id or ())
-    known = {*getattr(tokenizer, "all_special_ids", ()), *getattr(tokenizer, "added_tokens_decoder", {})}
-    return [token for token in given if token in known]
+    return [token for token in given if token in control_ids(tokenizer)]
+
+
+def control_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Tokens beside those of plain text: what controls a conversation, and tags such as <think>."""
+    return {*getattr(tokenizer, "all_special_ids", ()), *getattr(tokenizer, "added_tokens_decoder", {})}
 
 
 def channel_header(tokenizer: PreTrainedTokenizerBase) -> list[int]:

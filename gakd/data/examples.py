@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import pairwise
+from itertools import compress, pairwise
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ from gakd.data.rows import DataError, Row
 from gakd.data.templates import ChatTemplate, Template, Turn
 from gakd.data.thoughts import Thinking
 from gakd.data.tokens import TurnIds, TurnTokens
+from gakd.models.fingerprints import text_digest
 
 TrainOn = Literal["last", "all"]
 
@@ -29,9 +30,7 @@ class Example(NamedTuple):
     prompt_ids: list[int]
     response_ids: list[int]  # ends as its template ends a turn, unless it was cut
     row: Row
-    trained: tuple[bool, ...] | None = (
-        None  # which of `response_ids` are; None: all. Turns of the user in between are not
-    )
+    trained: tuple[bool, ...] | None = None  # which of `response_ids` are, where turns of the user stand between them
 
     @property
     def length(self) -> int:
@@ -45,11 +44,7 @@ class Example(NamedTuple):
     @property
     def labels(self) -> list[int]:
         """The tokens that are trained on."""
-        return (
-            [token for token, is_trained in zip(self.response_ids, self.trained, strict=True) if is_trained]
-            if self.trained
-            else self.response_ids
-        )
+        return self.response_ids if self.trained is None else list(compress(self.response_ids, self.trained))
 
     @property
     def key(self) -> str:
@@ -114,8 +109,7 @@ class Encoder:
         """A hash of all that makes ids of a text, the end of text included."""
         backend: Any = getattr(self.tokenizer, "backend_tokenizer", None)
         made = backend.to_str() if backend is not None else json.dumps(sorted(self.tokenizer.get_vocab().items()))
-        text = f"{type(self.tokenizer).__name__} {self.tokenizer.eos_token_id} {made}"
-        return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+        return text_digest(f"{type(self.tokenizer).__name__} {self.tokenizer.eos_token_id} {made}")
 
     @cached_property
     def tokens(self) -> TurnTokens:
@@ -123,11 +117,9 @@ class Encoder:
 
     def turn(self, row: Row) -> Turn:
         """A row's last turn of the assistant, and the prompt before it."""
-        return (
-            self.chat.turn(row)
-            if self.template == "chat"
-            else plain_turn(row, self.template, str(self.tokenizer.eos_token))
-        )
+        if self.template == "chat":
+            return self.chat.turn(row)
+        return plain_turn(row, self.template, str(self.tokenizer.eos_token))
 
     def _turns(self, row: Row) -> list[Turn]:
         if self.train_on == "last" or self.template != "chat" or not row.responses:
@@ -188,19 +180,18 @@ def encode(
     """The examples of a few rows, as `Encoder` makes them; a warning counts the rows whose prompt is too long."""
     encoder = Encoder(tokenizer, template, max_length, max_prompt_length, thinking, train_on, date)
     encoded = encoder(rows)
-    left_out = [row for row, one in zip(rows, encoded, strict=True) if not one.examples]
-    warn_of_long_prompts(len(left_out), len(rows), max_prompt_length, left_out[0] if left_out else None)
+    if left_out := [row for row, one in zip(rows, encoded, strict=True) if not one.examples]:
+        first = left_out[0].where or left_out[0].instruction[:40]
+        report_long_prompts(len(left_out), len(rows), max_prompt_length, first)
     return [example for one in encoded for example in one.examples]
 
 
-def warn_of_long_prompts(count: int, rows: int, limit: int, first: Row | None) -> None:
-    """A warning of rows left out; DataError where none is left."""
-    if first is None:
-        return
+def report_long_prompts(count: int, rows: int, limit: int, first: str) -> None:
+    """A warning of rows left out, of which `first` names the first; DataError where none is left."""
     message = f"left out {count} of {rows} rows whose prompt is longer than {limit} tokens"
     if count == rows:
         raise DataError(f"{message}: none is left; raise --max-prompt-length")
-    warnings.warn(f"{message}, the first at {first.where or first.instruction[:40]!r}", stacklevel=3)
+    warnings.warn(f"{message}, the first at {first!r}", stacklevel=3)
 
 
 def encode_prompts(

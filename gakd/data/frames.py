@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from gakd.data.rendering import AS_GIVEN, Renderer, Style, short, styles_of
 from gakd.data.rows import DataError, Message, Row
-from gakd.data.thoughts import Tags, has_tag, last_tag, through_tag, two_tags
+from gakd.data.thoughts import Tags, last_tag, through_tag, two_tags
 
 _ASKED: Message = {"role": "user", "content": "gakd-question-mark"}
 _TEXT, _THOUGHT, _NEXT = "gakd-response-mark", "gakd-thought-mark", "gakd-next-turn-mark"
@@ -20,7 +20,6 @@ class Frame(NamedTuple):
     tail: str  # behind the response
     added: str = ""  # ends a turn that the template leaves open: what it puts before the next one, or the end of text
     beyond: str = ""  # what the template sets behind the turn, wished for or not: the next generation prompt
-
     skipped: str = ""  # what the template closes, in a whole conversation, of the empty thought that its prompt ends in
 
     def behind(self, whole: str, prompt: str, tags: Tags) -> str | None:
@@ -82,7 +81,7 @@ def learned_tags(render: Renderer) -> Tags:
             closing = after.partition(_TEXT)[0] if _TEXT in after else through_tag(after)
             opening = _behind_tag(before, _shared(before, whole)) if mark else ""
             # In its text a thought is set as any other text, whatever the template knows of thoughts.
-            if opening and has_tag(closing):
+            if opening and last_tag(closing) is not None:
                 return Tags(opening, closing, known=True)
     if found := _empty_thought(render, asked):
         return found
@@ -131,7 +130,7 @@ def learned_call_end(render: Renderer, asked: Row) -> str:
         whole = _tried(render, asked, [_ASKED, call], False, style=style)
         if "gakd-call-mark" not in whole:
             continue
-        if own := re.search(rf"(?:{render.special.pattern})\s*\Z", whole):
+        if own := render.ending.search(whole):
             return own[0].strip()
         longer = _tried(render, asked, [_ASKED, call, {"role": "tool", "content": _NEXT}], False, style=style)
         found = render.special.match(longer[len(whole) :].lstrip()) if longer.startswith(whole) else None
@@ -190,7 +189,7 @@ def _without_header(render: Renderer, asked: Row, tail: str) -> tuple[str, str]:
     first = _tried(render, asked, [system, _ASKED], False) or _tried(render, asked, [_ASKED], False)
     begin = set(render.special.findall(re.split(f"{_NEXT}|{_ASKED['content']}", first)[0]))
     end = len(tail)
-    while (own := re.search(rf"(?:{render.special.pattern})\s*\Z", tail[:end])) and own[0].strip() in begin:
+    while (own := render.ending.search(tail[:end])) and own[0].strip() in begin:
         end = own.start()
     return (tail[:end], tail[end:]) if render.special.search(tail[:end]) else (tail, "")
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import Any
 
 from gakd.data.examples import Encoder
+from gakd.models.fingerprints import text_digest
 
 
 def template_mark(encoder: Encoder) -> str:
     """Of the text that a conversation becomes, its date left out."""
     template: Any = encoder.tokenizer.chat_template if encoder.template == "chat" else encoder.template
-    return _hash(json.dumps([template, encoder.thinking, encoder.train_on]))
+    return text_digest(json.dumps([template, encoder.thinking, encoder.train_on]))
 
 
 def date_mark(encoder: Encoder) -> str:
@@ -28,7 +28,3 @@ def encoder_marks(encoder: Encoder) -> dict[str, str]:
         "tokenizer": encoder.tokenizer_mark, "template": template_mark(encoder), "date": date_mark(encoder),
         "lengths": lengths, "prompts alone": str(encoder.may_be_prompt),
     }  # fmt: skip
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]

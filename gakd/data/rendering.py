@@ -39,6 +39,7 @@ class Renderer:
         self.tokenizer = tokenizer
         self.date = Date.today() if date is None else Date.fromisoformat(date)
         self.special = special_pattern(tokenizer)
+        self.ending = re.compile(rf"(?:{self.special.pattern})\s*\Z")  # a control token that ends a text
         self._dated: dict[str, str] = {}
         self._knows_developers: bool | None = None
 

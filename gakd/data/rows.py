@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -72,6 +73,17 @@ def text_of(value: Any, what: str, where: str, may_be_empty: bool = False) -> st
     if any("\ud800" <= character <= "\udfff" for character in value):
         raise DataError(f"{where}: {what} holds a lone surrogate, which is no character; remove it")
     return value
+
+
+def reason_of(problem: str, where: str) -> str:
+    """What is wrong with a row, without what is its own, so that rows of one fault count together."""
+    return problem.removeprefix(f"{where}: ").split(",")[0].split("(")[0].strip()
+
+
+def bad_rows_line(name: str, reasons: Counter[str], first: str) -> str:
+    """What was left out of a source, and where the first such row stands."""
+    listed = "; ".join(f"{count}x {reason}" for reason, count in reasons.most_common(4))
+    return f"{name}: left out {reasons.total()} bad rows ({listed}), the first at {first}"
 
 
 def shown(value: Any) -> str:

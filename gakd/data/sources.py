@@ -10,7 +10,7 @@ from typing import Any
 from gakd.data.columns import rename
 from gakd.data.formats import row_from
 from gakd.data.records import Records, belongs, open_records, read
-from gakd.data.rows import DataError, Row
+from gakd.data.rows import DataError, Row, bad_rows_line, reason_of
 from gakd.data.splits import Split
 from gakd.data.tables import refusing
 
@@ -51,13 +51,10 @@ def load_rows(
         except DataError as error:
             if not skip_bad_rows:
                 raise DataError(f"{error}. --skip-bad-rows leaves such rows out") from None
-            reasons[str(error).removeprefix(f"{where}: ").split(",")[0].split("(")[0].strip()] += 1
+            reasons[reason_of(str(error), where)] += 1
             examples.append(where)
     if reasons:
-        listed = "; ".join(f"{count}x {reason}" for reason, count in reasons.most_common(4))
-        warnings.warn(
-            f"{dataset}: left out {reasons.total()} bad rows ({listed}), the first at {examples[0]}", stacklevel=2
-        )
+        warnings.warn(bad_rows_line(dataset, reasons, examples[0]), stacklevel=2)
     rows = [row for row in rows if belongs(records, row, split)]
     if not rows:
         raise DataError(

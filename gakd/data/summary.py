@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gakd.data.encoded import TOO_LONG, UNTRAINED, Examples, column
-from gakd.data.rows import DataError
+from gakd.data.examples import report_long_prompts
+from gakd.data.rows import bad_rows_line, reason_of
 
 UNANSWERED = "it has no response to compare with"
 
@@ -56,7 +57,7 @@ def _kind(problem: str, table: Any, place: int) -> str:
     """A row's reason without what is its own."""
     if problem in (TOO_LONG, UNTRAINED, UNANSWERED):
         return problem
-    return problem.removeprefix(f"{where_of(table, place)}: ").split(",")[0].split("(")[0].strip()
+    return reason_of(problem, where_of(table, place))
 
 
 def report_left_out(summary: Summary, name: str, max_prompt_length: int) -> None:
@@ -65,12 +66,8 @@ def report_left_out(summary: Summary, name: str, max_prompt_length: int) -> None
         reason: found for reason, found in summary.left_out.items() if reason not in (TOO_LONG, UNTRAINED, UNANSWERED)
     }
     if bad:
-        listed = "; ".join(f"{count}x {reason}" for reason, (count, _) in list(bad.items())[:4])
-        first = next(iter(bad.values()))[1]
-        warnings.warn(
-            f"{name}: left out {sum(count for count, _ in bad.values())} bad rows ({listed}), the first at {first}",
-            stacklevel=3,
-        )
+        reasons = Counter({reason: count for reason, (count, _) in bad.items()})
+        warnings.warn(bad_rows_line(name, reasons, next(iter(bad.values()))[1]), stacklevel=3)
     if UNTRAINED in summary.left_out:
         count, first = summary.left_out[UNTRAINED]
         warnings.warn(
@@ -78,12 +75,7 @@ def report_left_out(summary: Summary, name: str, max_prompt_length: int) -> None
         )
     if TOO_LONG in summary.left_out:
         count, first = summary.left_out[TOO_LONG]
-        message = (
-            f"left out {count} of {summary.kept + count} rows whose prompt is longer than {max_prompt_length} tokens"
-        )
-        if not summary.kept:
-            raise DataError(f"{message}: none is left; raise --max-prompt-length")
-        warnings.warn(f"{message}, the first at {first!r}", stacklevel=3)
+        report_long_prompts(count, summary.kept + count, max_prompt_length, first)
 
 
 def cut_line(summary: Summary, split: str, max_length: int) -> str | None:

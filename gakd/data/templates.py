@@ -113,9 +113,8 @@ class ChatTemplate:
         """Control tokens behind a response or a call: at each of them the turn is over."""
         frame = self.frame()
         found = [*self.special.findall(frame.tail + frame.added), self._call_end(Row(""))]
-        within = (
-            f"{frame.head}{self.tags.opening}{self.tags.closing}"  # such as what closes a channel, and not the turn
-        )
+        # Such as what closes a channel, and not the turn.
+        within = f"{frame.head}{self.tags.opening}{self.tags.closing}"
         return [token for token in dict.fromkeys(found) if token and token not in within]
 
     def _first_that_holds(self, row: Row, messages: list[Message], make: Any) -> Any:
@@ -217,7 +216,7 @@ class ChatTemplate:
                 f"or the template"
             )
         self._refuse_control(row, answer)
-        own = re.search(rf"(?:{self.special.pattern})\s*\Z", rest)
+        own = self._render.ending.search(rest)
         tail = frame.tail if self.special.search(frame.tail) and rest.endswith(frame.tail) else own[0] if own else ""
         text = rest[: len(rest) - len(tail)]
         if early := next((end for end in self.ends if end in text), None):
@@ -230,14 +229,8 @@ class ChatTemplate:
 
     def _lost_part(self, row: Row, fields: Message, thinks: bool, style: Style) -> str | None:
         asked, calls = asked_like(row), len(fields.get("tool_calls") or ())
-        shape = (
-            bool(fields.get("content")),
-            bool(fields.get("reasoning_content")),
-            calls,
-            thinks,
-            style,
-            *_switches(asked),
-        )
+        parts = bool(fields.get("content")), bool(fields.get("reasoning_content")), calls
+        shape = (*parts, thinks, style, *_switches(asked))
         if shape not in self._lost:
             self._lost[shape] = lost_part(self._render, asked, fields, thinks, style)
         return self._lost[shape]

@@ -65,10 +65,6 @@ def two_tags(text: str) -> tuple[str, str] | None:
     return (found[1], found[2]) if found else None
 
 
-def has_tag(text: str) -> bool:
-    return _TAG.search(text) is not None
-
-
 def has_thought(answer: Message) -> bool:
     """Whether a response thinks; an empty thought is none."""
     if answer.get("reasoning_content"):

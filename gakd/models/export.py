@@ -21,7 +21,7 @@ def write_folder(
 ) -> Path:
     """Write weights (LoRA merged into a copy), config, generation config and tokenizer to `folder`, replacing it.
 
-    The generation config keeps the ends that it has, and gets `ends` and the tokenizer's end of text besides.
+    Its generation config has these `ends` (`gakd.data.end_ids`), or the tokenizer's end of text where none are given.
 
     Written beside its place and renamed, so that a crash leaves the old folder or the new one, never half of one. A model that
     is sharded over ranks is gathered on the CPU of rank 0, which writes it; every rank calls this.
@@ -34,11 +34,7 @@ def write_folder(
         model = gathered
     if hasattr(model, "merge_and_unload"):
         model = copy.deepcopy(model).merge_and_unload()  # type: ignore[operator]
-    known: Any = model.generation_config.eos_token_id  # type: ignore[union-attr]
-    # A configuration may have an ordinary token by default: only control tokens end a turn.
-    control = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", {})}
-    own = [end for end in (known if isinstance(known, list) else [known]) if end in control]
-    every = list(dict.fromkeys(end for end in [tokenizer.eos_token_id, *ends, *own] if end is not None))
+    every = list(ends) or [tokenizer.eos_token_id]
     model.generation_config.eos_token_id = every if len(every) > 1 else every[0]  # type: ignore[union-attr]
     model.generation_config.pad_token_id = tokenizer.pad_token_id  # type: ignore[union-attr]
     with _replacing(folder) as scratch:

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
+from gakd.data.ends import control_ids
 from gakd.data.examples import Example
 
 _BAR = 30  # characters of the longest bar
@@ -75,7 +76,7 @@ Piece = tuple[str, bool, bool]  # text, whether it is taught, whether it is a co
 
 def _pieces(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], taught: Sequence[bool]) -> list[Piece]:
     """Runs of tokens of one kind, decoded together: a byte-level token may be a part of a character."""
-    control = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", {})}
+    control = control_ids(tokenizer)
     kinds = [(is_taught, token in control) for token, is_taught in zip(ids, taught, strict=True)]
     found, before = [], ids[:0]
     for (is_taught, is_control), group in groupby(zip(kinds, ids, strict=True), key=lambda pair: pair[0]):

@@ -18,6 +18,7 @@ from gakd.data.load import Data, DataConfig
 from gakd.errors import InputError
 from gakd.files import write_json
 from gakd.models.loading import ModelConfig
+from gakd.teachers.cache import MANIFEST
 
 Group = TypeVar("Group")
 
@@ -59,7 +60,7 @@ def fix_date(fabric: Fabric, folder: Path, recipe_config: Any, resume: bool) -> 
         return
     kept = [(folder / "config.json", ("data", "date"))] if resume else []
     if models is not None and models.teacher_cache is not None:
-        kept.append((models.teacher_cache / "manifest.json", ("settings", "date")))
+        kept.append((models.teacher_cache / MANIFEST, ("settings", "date")))
     data.date = fabric.broadcast(fixed_date(data.date, *kept))
 
 

@@ -85,12 +85,12 @@ def model_warnings(config: ModelConfig, template: Template) -> list[str | None]:
 
     Their vocabularies are compared where they must agree (`load_shared_tokenizer`).
     """
-    student = load_tokenizer(config.student, config.trust_remote_code)
-    found: list[str | None] = [*end_warnings(config, template)]
+    student, teacher = load_tokenizer(config.student, config.trust_remote_code), None
     if config.teacher is not None and config.teacher_cache is None and config.teacher != config.student:
         teacher = load_tokenizer(config.teacher, config.trust_remote_code)
-        if student.get_vocab() == teacher.get_vocab():
-            found.append(prompt_warning(student, teacher, (config.student, config.teacher), template))
+    found: list[str | None] = [*end_warnings(config, template, student, teacher)]
+    if teacher is not None and student.get_vocab() == teacher.get_vocab():
+        found.append(prompt_warning(student, teacher, (config.student, str(config.teacher)), template))
     return found
 
 

@@ -6,13 +6,20 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from gakd.data.ends import configured_ends, end_of_text, template_ends
 from gakd.data.templates import Template
-from gakd.models.loading import ModelConfig, load_tokenizer, vocabulary_of
+from gakd.models.loading import ModelConfig, vocabulary_of
 from gakd.models.names import resolve
 
 
-def end_warnings(config: ModelConfig, template: Template) -> list[str]:
-    """One for each model that has no token for the end of a turn, or a teacher that knows only other ends."""
-    tokenizer = load_tokenizer(config.student, config.trust_remote_code)
+def end_warnings(
+    config: ModelConfig,
+    template: Template,
+    tokenizer: PreTrainedTokenizerBase,
+    teachers: PreTrainedTokenizerBase | None,
+) -> list[str]:
+    """One for each model that has no token for the end of a turn, or a teacher that knows only other ends.
+
+    `tokenizer` is the student's, `teachers` that of a teacher which is another model and in memory.
+    """
     taught = template_ends(tokenizer) if template == "chat" else []
     taught = taught or [end_of_text(tokenizer)]
     names = {"student": config.student, "teacher": config.teacher if config.teacher_cache is None else None}
@@ -26,12 +33,11 @@ def end_warnings(config: ModelConfig, template: Template) -> list[str]:
                 f"{role} {name} cannot end a turn: {_named(tokenizer, taught)} is not in its vocabulary of {size} tokens, so "
                 f"what it writes never stops; give a model of this tokenizer"
             )
-        elif role == "teacher" and name != config.student:
-            own = load_tokenizer(name, config.trust_remote_code)
-            known = {end_of_text(own), *_configured(name, own)}
-            if own.get_vocab() == tokenizer.get_vocab() and not known & set(taught):
+        elif role == "teacher" and teachers is not None:
+            known = {end_of_text(teachers), *_configured(name, teachers)}
+            if teachers.get_vocab() == tokenizer.get_vocab() and not known & set(taught):
                 found.append(
-                    f"teacher {name} ends its texts with {_named(own, sorted(known))}, and a turn here ends with "
+                    f"teacher {name} ends its texts with {_named(teachers, sorted(known))}, and a turn here ends with "
                     f"{_named(tokenizer, taught)}: it may never have seen the end of a turn; take one that follows this "
                     f"template"
                 )

@@ -8,7 +8,6 @@ from dataclasses import replace
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from gakd.data.ends import end_ids
 from gakd.samplers.generation import Sampling, generate
 from gakd.samplers.protocol import Sample
 from gakd.seeds import seed_of
@@ -31,12 +30,13 @@ class ModelSampler:
     def __call__(self, samples: Sequence[Sample], step: int) -> list[Sample]:
         prompts = [sample.prompt_ids for sample in samples]
         sampling = replace(self.sampling, seed=seed_of(self.sampling.seed, step))
-        answered = []
+        answered, cut = [], 0
         for prompt, generation in zip(
             prompts, generate(self.model, self.tokenizer, prompts, sampling, max(len(prompts), 1)), strict=True
         ):
             room = None if self.max_length is None else max(self.max_length - len(prompt), 1)
-            answered.append(Sample(prompt, generation.response_ids[:room]))
-        ends = end_ids(self.tokenizer, self.model)
-        self.truncated = sum(sample.response_ids[-1] not in ends for sample in answered) / max(len(answered), 1)
+            response_ids = generation.response_ids[:room]
+            cut += response_ids[-1] != generation.end
+            answered.append(Sample(prompt, response_ids))
+        self.truncated = cut / max(len(answered), 1)
         return answered

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from gakd.data import Data
+from gakd.data.encoded import keys_of
 from gakd.models.fingerprints import model_files, tokenizer_fingerprint
 from gakd.models.loading import ModelConfig, load_tokenizer
 from gakd.models.names import local_folder
@@ -78,7 +79,7 @@ def refuse_missing(cache: TeacherCache, data: Data, config: ModelConfig) -> None
     """CacheError where a cache lacks examples of the data, with the settings that may be why."""
     for split, name in (("train", "training"), ("valid", "validation"), ("test", "test")):
         examples = getattr(data, split)
-        if missing := cache.missing([example.key for example in examples]):
+        if missing := cache.missing(keys_of(examples)):
             reasons = "; ".join(_differences(cache.settings, data, split, config))
             raise CacheError(
                 f"{missing:,} of {len(examples):,} {name} examples are not in the teacher cache {cache.folder}: "

@@ -17,8 +17,7 @@ import torch
 import tyro
 
 from gakd.cli import run
-from gakd.data import DataConfig, Example, Split, collate, load_split
-from gakd.data.dates import fixed_date
+from gakd.data import DataConfig, Example, Split, collate, fixed_date, load_split
 from gakd.logging import ProgressView
 from gakd.models import ModelError, check_tokenizers, load_model, load_tokenizer, model_files, tokenizer_fingerprint
 from gakd.models.fingerprints import text_digest

@@ -20,8 +20,7 @@ from rich.progress import Progress
 from torch import nn
 
 from gakd.cli import run
-from gakd.data import DataConfig, Split, load_split
-from gakd.data.dates import fixed_date
+from gakd.data import DataConfig, Split, fixed_date, load_split
 from gakd.evaluation import (
     Evaluation,
     SuiteResults,

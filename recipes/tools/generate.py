@@ -17,8 +17,7 @@ import tyro
 from torch import nn
 
 from gakd.cli import run
-from gakd.data import DataConfig, Split, load_split
-from gakd.data.dates import fixed_date
+from gakd.data import DataConfig, Split, fixed_date, load_split
 from gakd.models import load_model, load_tokenizer
 from gakd.samplers import ResumableRows, Sampling, write_responses
 

@@ -13,6 +13,7 @@ from transformers import (
     Gemma2ForCausalLM,
 )
 
+from gakd.data import Row, encode, end_ids
 from gakd.models import (
     ModelConfig,
     ModelError,
@@ -185,7 +186,10 @@ def test_tokenizers_that_differ_are_refused_naming_both(tmp_path):
 def test_ends_of_text_may_differ_since_a_turn_ends_as_the_template_says():
     student, teacher = tiny.tokenizer(), tiny.tokenizer()
     teacher.eos_token = "<|endoftext|>"
-    check_tokenizers(student, teacher, ("a", "b"))
+    check_tokenizers(student, teacher, ("a", "b"))  # compares vocabularies
+    rows = [Row("2+2?", "", ("4",))]
+    assert encode(rows, student)[0].response_ids == encode(rows, teacher)[0].response_ids
+    assert set(end_ids(student)) < set(end_ids(teacher))
 
 
 def test_a_missing_padding_token_becomes_the_end_of_text_token(tmp_path):
