@@ -31,6 +31,7 @@ class Distiller(nn.Module):
     ) -> None:
         super().__init__()
         self.student = student
+        head_of(student)  # proven before it is wrapped, and cut over ranks
         self.chunk_rows = chunk_rows
         self.kernel: Kernel = kernel
         self._token_terms = cast("list[TokenTerm]", [term for term in objective if term.unit == "token"])

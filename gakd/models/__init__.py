@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from gakd.lazy import lazily
 
 if TYPE_CHECKING:
+    from gakd.models.errors import ModelError
     from gakd.models.export import write_folder
     from gakd.models.fingerprints import model_files, tokenizer_fingerprint
     from gakd.models.heads import head_of, hidden_rows
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
         window_of,
     )
     from gakd.models.lora import add_lora, base_of
-    from gakd.models.names import ModelError, resolve
+    from gakd.models.names import resolve
     from gakd.models.pruning import prune_layers
     from gakd.models.sharding import shard_model
 

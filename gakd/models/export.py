@@ -13,18 +13,29 @@ from typing import Any
 
 from torch import distributed, nn
 from torch.distributed.tensor import DTensor
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
+
+from gakd.models.errors import ModelError
+from gakd.models.proof import prove_folder, text_logits
 
 
 def write_folder(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder: str | Path, ends: Sequence[int] = ()
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
+    ends: Sequence[int] = (),
+    prove: bool = True,
 ) -> Path:
     """Write weights (LoRA merged into a copy), config, generation config and tokenizer to `folder`, replacing it.
 
-    Its generation config has these `ends` (`gakd.data.end_ids`), or the tokenizer's end of text where none are given.
+    Its generation config has these `ends` (`gakd.data.end_ids`), or the tokenizer's end of text where none are given; the
+    rest of it is passed on as it came, valid to transformers or not.
 
     Written beside its place and renamed, so that a crash leaves the old folder or the new one, never half of one. A model that
     is sharded over ranks is gathered on the CPU of rank 0, which writes it; every rank calls this.
+
+    What is written is loaded again and compared with the model (`prove_folder`), unless `prove` is False. Where they differ,
+    the new folder is kept as `NAME-unproven` and ModelError says what is wrong; an old folder stays.
     """
     folder = Path(folder)
     if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
@@ -32,15 +43,43 @@ def write_folder(
         if gathered is None:
             return folder
         model = gathered
+    expected_NV = text_logits(model) if prove else None
+    merged: Any = model
     if hasattr(model, "merge_and_unload"):
-        model = copy.deepcopy(model).merge_and_unload()  # type: ignore[operator]
+        merged = copy.deepcopy(model).merge_and_unload()  # type: ignore[operator]
     every = list(ends) or [tokenizer.eos_token_id]
-    model.generation_config.eos_token_id = every if len(every) > 1 else every[0]  # type: ignore[union-attr]
-    model.generation_config.pad_token_id = tokenizer.pad_token_id  # type: ignore[union-attr]
     with _replacing(folder) as scratch:
-        model.save_pretrained(scratch)  # type: ignore[operator]
+        save_model(merged, scratch, every if len(every) > 1 else every[0], tokenizer.pad_token_id)
         tokenizer.save_pretrained(scratch)
+        if expected_NV is not None:
+            try:
+                prove_folder(type(merged), merged.dtype, expected_NV, scratch)
+            except ModelError as error:
+                kept = folder.with_name(f"{folder.name}-unproven")
+                shutil.rmtree(kept, ignore_errors=True)
+                shutil.copytree(scratch, kept)
+                raise ModelError(f"{error}; it is kept as {kept}") from error
     return folder
+
+
+def save_model(model: Any, folder: Path, ends: int | list[int], padding: int | None) -> None:
+    """`save_pretrained`, which refuses generation settings that transformers has no use for: those are written as they came."""
+    own = getattr(model, "generation_config", None)
+    if own is None:  # a class that cannot generate
+        model.save_pretrained(folder)
+        return
+    own.eos_token_id, own.pad_token_id = ends, padding
+    try:
+        own.validate(strict=True)
+    except ValueError:
+        model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=padding)
+        try:
+            model.save_pretrained(folder)
+        finally:
+            model.generation_config = own
+        own.to_json_file(folder / "generation_config.json", use_diff=True)
+    else:
+        model.save_pretrained(folder)
 
 
 def _gathered(model: nn.Module) -> nn.Module | None:
@@ -51,7 +90,7 @@ def _gathered(model: nn.Module) -> nn.Module | None:
     if distributed.get_rank() != 0:
         return None
     base: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-    copied: Any = AutoModelForCausalLM.from_config(base.config, dtype=next(base.parameters()).dtype)
+    copied: Any = type(base)(copy.deepcopy(base.config)).to(next(base.parameters()).dtype)
     if base is not model:
         from peft import get_peft_model
 

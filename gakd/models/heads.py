@@ -2,29 +2,53 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from transformers import PreTrainedModel
 
+from gakd.models.errors import ModelError
 from gakd.models.lora import base_of
-from gakd.models.names import ModelError
-from gakd.models.sharding import inside, whole
-from gakd.types import Batch, Head
+from gakd.models.parts import backbone_of, last_hidden_rows
+from gakd.models.proof import prove_head
+from gakd.models.sharding import inside, is_sharded, whole
+from gakd.types import Batch, Head, LogitShape
+
+_PROVEN = "_gakd_logit_shape"  # on the model itself, so that a copy is proven too
 
 
 def head_of(model: nn.Module) -> Head:
-    """The output head of a causal language model, with the scale and soft-cap that its configuration names.
+    """The output head of a causal language model, with the scale and soft-cap that its own forward was found to have.
 
-    Of a model that is sharded over ranks, outside its forward: a gathered copy without gradient, for which every rank asks.
+    The first call asks the model (`prove_head`), so it costs two tiny forwards; ModelError where the head is not one that gakd
+    can compute. Of a model that is sharded over ranks, outside its forward: a gathered copy without gradient, for which
+    every rank asks.
     """
     base = base_of(model)
-    embeddings = base.get_output_embeddings()
+    embeddings: Any = base.get_output_embeddings()
     if embeddings is None:
         raise ModelError(f"{type(base).__name__} has no output head: load a causal language model")
-    scale = getattr(base.config, "logit_scale", None) or 1.0  # Cohere
-    scale = scale / (getattr(base.config, "logits_scaling", None) or 1.0)  # Granite
-    softcap = getattr(base.config, "final_logit_softcapping", None)  # Gemma
+    if any(hasattr(embeddings, name) for name in ("base_layer", "modules_to_save")):
+        raise ModelError(
+            f"{type(base).__name__} has an adapter on its head, whose weight gakd reads: leave it out there"
+        )
     bias = getattr(embeddings, "bias", None)
-    return Head(whole(embeddings.weight), None if bias is None else whole(bias), scale, softcap)  # type: ignore[arg-type]
+    head = Head(whole(embeddings.weight), None if bias is None else whole(bias))
+    shape = getattr(base, _PROVEN, None)
+    if shape is None:
+        shape = _proven(base, head)
+    return head._replace(scale=shape.scale, softcap=shape.softcap)
+
+
+def _proven(base: PreTrainedModel, head: Head) -> LogitShape:
+    if head.weight.is_meta or isinstance(head.weight, FakeTensor):
+        return LogitShape()  # sizes without values
+    if is_sharded(base):
+        raise RuntimeError("a model is cut over ranks before its head was proven: ask head_of(model) first")
+    shape = prove_head(base, head)
+    setattr(base, _PROVEN, shape)
+    return shape
 
 
 def hidden_rows(model: nn.Module, batch: Batch) -> Tensor:
@@ -33,9 +57,5 @@ def hidden_rows(model: nn.Module, batch: Batch) -> Tensor:
     No attention mask: batches are padded on the right, where causal attention lets no token see it. So attention takes
     its fastest path, and nothing asks the device whether there is padding.
     """
-    return inside(base_of(model), _hidden_rows, base_of(model).base_model, batch)
-
-
-def _hidden_rows(backbone: PreTrainedModel, batch: Batch) -> Tensor:
-    hidden_BTH = backbone(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-    return hidden_BTH.flatten(0, 1)[batch.rows_N]
+    base = base_of(model)
+    return inside(base, last_hidden_rows, backbone_of(base), batch)

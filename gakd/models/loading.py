@@ -10,19 +10,28 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils import logging as transformers_logging
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from gakd.models.lora import add_lora
-from gakd.models.names import WHEEL_MODEL, ModelError, existing_folder, resolve
+from gakd.machine import is_first_process
+from gakd.models.errors import ModelError
+from gakd.models.heads import head_of
+from gakd.models.lora import ALL_LINEAR, add_lora, lora_text
+from gakd.models.names import WHEEL_MODEL, existing_folder, resolve
+from gakd.models.parts import idle_parameters
 from gakd.models.pruning import prune_layers
+from gakd.models.rehearsal import prove_student
 
 
 @dataclass
@@ -43,6 +52,8 @@ class ModelConfig:
     """Scale of LoRA's update: it is multiplied by alpha / rank. [32]"""
     lora_dropout: float = 0.1
     """Dropout of LoRA's inputs, 0 to 1. [0.1]"""
+    lora_targets: tuple[str, ...] = (ALL_LINEAR,)
+    """Linear layers with LoRA: all-linear (but the head), or names such as q_proj v_proj. [q, k, v, o, gate, up, down_proj]"""
     activation_checkpointing: bool = False
     """Keep only the student's layer inputs and recompute the rest in the backward: less memory, about a third more time."""
     trust_remote_code: bool = False
@@ -50,17 +61,47 @@ class ModelConfig:
 
 
 def load_student(config: ModelConfig) -> nn.Module:
-    """The student in fp32, pruned and with LoRA as configured, all of it trainable without LoRA."""
+    """The student in fp32, pruned and with LoRA as configured, all of its text's part trainable without LoRA.
+
+    Proven before it is trained: its head (`head_of`), and that what is exported of it is what was trained (`prove_student`).
+    Raises ModelError where either fails.
+    """
     model = load_model(config.student, layers=config.student_layers, trust_remote_code=config.trust_remote_code)
+    for parameter in idle_parameters(model).values():
+        parameter.requires_grad_(False)
     if config.activation_checkpointing:
+        _checkpoint_activations(model)
+    student: nn.Module = model
+    if config.lora_rank:
+        student = add_lora(model, config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets)
+    head_of(student)
+    if is_first_process():
+        prove_student(student)
+        if config.lora_rank:
+            print(lora_text(student), flush=True)
+    return student
+
+
+def _checkpoint_activations(model: PreTrainedModel) -> None:
+    try:
         # Non-reentrant: the embeddings of a LoRA student carry no gradient that reentrant checkpoints could start from.
         model.activation_checkpointing_enable({"use_reentrant": False})
-    return add_lora(model, config.lora_rank, config.lora_alpha, config.lora_dropout) if config.lora_rank else model
+    except ValueError as error:
+        raise ModelError(
+            f"{type(model).__name__} cannot recompute its activations: leave out --activation-checkpointing"
+        ) from error
 
 
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a model; a missing padding token becomes the end-of-text token (masks go by lengths, not by ids)."""
     tokenizer = _load(AutoTokenizer.from_pretrained, name, trust_remote_code=trust_remote_code)
+    size, used = vocabulary_of(name, trust_remote_code), max(tokenizer.get_vocab().values(), default=0) + 1
+    if size is not None and used > size:
+        beyond = sorted(token for token, index in tokenizer.get_vocab().items() if index >= size)
+        raise ModelError(
+            f"the tokenizer of {name} has {used} tokens and its model embeds {size}: {', '.join(map(repr, beyond[:3]))} would "
+            f"read beyond them; take these out of the tokenizer's files, or resize the model's embeddings"
+        )
     if tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer of {name} has no end-of-text token: responses would never end; set eos_token")
     if tokenizer.pad_token_id is None:
@@ -70,13 +111,16 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedToke
 
 def window_of(name: str, trust_remote_code: bool = False) -> int | None:
     """Positions that a model's configuration names; None where it names none."""
-    config = _load(AutoConfig.from_pretrained, name, trust_remote_code=trust_remote_code)
-    window = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return window if isinstance(window, int) and window > 0 else None
+    config = _load(AutoConfig.from_pretrained, name, trust_remote_code=trust_remote_code).get_text_config()
+    windows = [getattr(config, own, None) for own in ("max_position_embeddings", "max_seq_len", "max_sequence_length")]
+    return next((window for window in windows if isinstance(window, int) and window > 0), None)
 
 
 def vocabulary_of(name: str, trust_remote_code: bool = False) -> int | None:
-    """Tokens that a model's configuration names; None where it names none."""
+    """Tokens that a model's configuration names; None where it names none, and where there is none."""
+    folder = existing_folder(name)
+    if folder is not None and not (folder / "config.json").exists():
+        return None  # a tokenizer by itself
     config = _load(AutoConfig.from_pretrained, name, trust_remote_code=trust_remote_code)
     size = getattr(config.get_text_config(), "vocab_size", None)
     return size if isinstance(size, int) and size > 0 else None
@@ -88,16 +132,38 @@ def load_model(
     layers: Sequence[int] | None = None,
     trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """A causal language model in evaluation mode; `layers` as in `prune_layers`."""
-    model = _load_whole(AutoModelForCausalLM.from_pretrained, name, dtype=dtype, trust_remote_code=trust_remote_code)
+    """A causal language model in evaluation mode; `layers` as in `prune_layers`.
+
+    A vision-language model is loaded whole, and reads text alone. ModelError for an encoder-decoder.
+    """
+    _refuse_adapter(name)
+    kind = _kind_of(_load(AutoConfig.from_pretrained, name, trust_remote_code=trust_remote_code), name)
+    model = _load(kind.from_pretrained, name, dtype=dtype, trust_remote_code=trust_remote_code)
     return (prune_layers(model, layers) if layers else model).eval()
+
+
+def _kind_of(config: PreTrainedConfig, name: str) -> Any:
+    """Which of transformers' families a model is loaded by: one that keeps all of its parts, towers included."""
+    if config.is_encoder_decoder:
+        raise ModelError(
+            f"{name!r} is an encoder-decoder ({type(config).__name__}), whose decoder reads an encoder: give a model that is a "
+            f"decoder alone, such as Qwen3-0.6B"
+        )
+    causal = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    of_text_alone = causal is None or (
+        config.get_text_config() is not config and causal.config_class is not type(config)
+    )
+    if of_text_alone and type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        return AutoModelForImageTextToText
+    return AutoModelForCausalLM
 
 
 def load_backbone(
     name: str, layers: Sequence[int] = (), attention: str = "eager", trust_remote_code: bool = False
 ) -> PreTrainedModel:
     """A model without its head, in fp32: for a discriminator. Gradient penalties need attention with second derivatives."""
-    model = _load_whole(
+    _refuse_adapter(name)
+    model = _load(
         AutoModel.from_pretrained,
         name,
         dtype=torch.float32,
@@ -107,13 +173,12 @@ def load_backbone(
     return (prune_layers(model, layers) if layers else model).eval()
 
 
-def _load_whole(loader: Any, name: str, **options: Any) -> Any:
+def _refuse_adapter(name: str) -> None:
     # An adapter on the head, which may be tied to the embeddings, would be left out wherever the head's weight is read.
     if _load(find_adapter_config_file, name) is not None:
         raise ModelError(
             f"{name!r} is a LoRA adapter of another model: merge it into that model and give the merged folder"
         )
-    return _load(loader, name, **options)
 
 
 def _load(loader: Any, name: str, **options: Any) -> Any:

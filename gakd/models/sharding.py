@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from gakd.models.lora import base_of
-from gakd.models.pruning import decoder_layers
+from gakd.models.parts import decoder_layers
 
 Result = TypeVar("Result")
 
@@ -99,4 +99,4 @@ def _run(function: Callable[..., Result], *arguments: Any) -> Result:
 def shard_model(model: nn.Module, mesh: DeviceMesh) -> None:
     """Cut a causal language model's weights over the ranks of a mesh, adapters with their layers."""
     base = base_of(model)
-    shard(base, decoder_layers(base)[2], mesh)
+    shard(base, decoder_layers(base), mesh)

@@ -1,4 +1,4 @@
-"""Whether the models of a run can end a turn: as the student's tokenizer and template end it."""
+"""Whether the teacher of a run can end a turn: as the student's tokenizer and template end it."""
 
 from __future__ import annotations
 
@@ -16,32 +16,30 @@ def end_warnings(
     tokenizer: PreTrainedTokenizerBase,
     teachers: PreTrainedTokenizerBase | None,
 ) -> list[str]:
-    """One for each model that has no token for the end of a turn, or a teacher that knows only other ends.
+    """Of a teacher that has no token for the end of a turn, or that knows only other ends.
 
-    `tokenizer` is the student's, `teachers` that of a teacher which is another model and in memory.
+    `tokenizer` is the student's, which has its own (`load_tokenizer`), `teachers` that of a teacher which is another model
+    and in memory.
     """
+    if config.teacher is None or config.teacher_cache is not None:
+        return []
     taught = template_ends(tokenizer) if template == "chat" else []
     taught = taught or [end_of_text(tokenizer)]
-    names = {"student": config.student, "teacher": config.teacher if config.teacher_cache is None else None}
-    found = []
-    for role, name in names.items():
-        if name is None:
-            continue
-        size = vocabulary_of(name, config.trust_remote_code)
-        if isinstance(size, int) and not any(token < size for token in taught):
-            found.append(
-                f"{role} {name} cannot end a turn: {_named(tokenizer, taught)} is not in its vocabulary of {size} tokens, so "
-                f"what it writes never stops; give a model of this tokenizer"
-            )
-        elif role == "teacher" and teachers is not None:
-            known = {end_of_text(teachers), *_configured(name, teachers)}
-            if teachers.get_vocab() == tokenizer.get_vocab() and not known & set(taught):
-                found.append(
-                    f"teacher {name} ends its texts with {_named(teachers, sorted(known))}, and a turn here ends with "
-                    f"{_named(tokenizer, taught)}: it may never have seen the end of a turn; take one that follows this "
-                    f"template"
-                )
-    return found
+    size = vocabulary_of(config.teacher, config.trust_remote_code)
+    if size is not None and not any(token < size for token in taught):
+        return [
+            f"teacher {config.teacher} cannot end a turn: {_named(tokenizer, taught)} is not in its vocabulary of {size} tokens, "
+            f"so what it writes never stops; give a model of this tokenizer"
+        ]
+    if teachers is None or teachers.get_vocab() != tokenizer.get_vocab():
+        return []
+    known = {end_of_text(teachers), *_configured(config.teacher, teachers)}
+    if known & set(taught):
+        return []
+    return [
+        f"teacher {config.teacher} ends its texts with {_named(teachers, sorted(known))}, and a turn here ends with "
+        f"{_named(tokenizer, taught)}: it may never have seen the end of a turn; take one that follows this template"
+    ]
 
 
 def _configured(name: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -10,9 +10,9 @@ from transformers import PreTrainedTokenizerBase
 
 from gakd.data import Data, DataConfig, DataError, Example, collate
 from gakd.data.alignment import align
+from gakd.models.errors import ModelError
 from gakd.models.heads import head_of, hidden_rows
 from gakd.models.loading import ModelConfig, load_model, load_tokenizer
-from gakd.models.names import ModelError
 from gakd.types import Batch, Head, TeacherOutput
 
 
@@ -36,6 +36,7 @@ class AlignedTeacher:
                 "the teacher's tokenizer has no padding token: load it with gakd.models.load_tokenizer, or set pad_token"
             )
         self.model = model.eval().requires_grad_(False)
+        head_of(model)  # proven before anything is read by it
         self._pad_token_id = tokenizer.pad_token_id
         self._aligned = align(examples, student_tokenizer, tokenizer, config)
 

@@ -9,9 +9,9 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from gakd.data import Data
+from gakd.models.errors import ModelError
 from gakd.models.fingerprints import tokenizer_fingerprint
 from gakd.models.loading import ModelConfig, check_tokenizers, load_model, load_tokenizer
-from gakd.models.names import ModelError
 from gakd.teachers.cache import TeacherCache, read_manifest
 from gakd.teachers.cached import CachedTeacher, refuse_missing, refuse_stale
 from gakd.teachers.local import LocalTeacher

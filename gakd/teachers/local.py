@@ -16,6 +16,7 @@ class LocalTeacher:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model.eval().requires_grad_(False)
+        head_of(model)  # proven before anything is read by it
         self._whole_head: Head | None = None
 
     @property

@@ -1,0 +1,75 @@
+"""The parts of a causal language model: its text backbone, the lists of its layers, and what text never reaches."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from gakd.models.errors import ModelError
+from gakd.types import Batch
+
+
+def backbone_of(base: PreTrainedModel) -> PreTrainedModel:
+    """What turns token ids into the hidden states that the head reads.
+
+    Of a model that is composed of several, such as a vision-language model, the part whose configuration is the text's. Else
+    the model without its head; where a class names none (Llama 4), the only model inside it.
+    """
+    text = base.config.get_text_config()
+    if text is not base.config:
+        part = next((part for part in _models_inside(base) if type(part.config) is type(text)), None)
+        if part is not None:
+            return backbone_of(part) if part.get_output_embeddings() is not None else part
+    body = cast(PreTrainedModel, base.base_model)
+    if body is base:
+        inside = [child for child in base.children() if isinstance(child, PreTrainedModel)]
+        body = inside[0] if len(inside) == 1 else base
+    return body
+
+
+def last_hidden_rows(backbone: PreTrainedModel, batch: Batch) -> Tensor:
+    """Last hidden states of the supervised rows, `[N, H]`, without an attention mask."""
+    hidden_BTH = backbone(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+    return hidden_BTH.flatten(0, 1)[batch.rows_N]
+
+
+def layer_lists(backbone: nn.Module, config: PreTrainedConfig) -> dict[str, nn.Module]:
+    """The lists of the backbone that have one entry a layer, by name; none inside another."""
+    found: dict[str, nn.Module] = {}
+    for name, child in backbone.named_modules():
+        of_layers = isinstance(child, (nn.ModuleList, nn.ParameterList)) and len(child) == config.num_hidden_layers
+        if of_layers and not any(name.startswith(f"{outer}.") for outer in found):
+            found[name] = child
+    return found
+
+
+def decoder_layers(base: PreTrainedModel) -> nn.ModuleList:
+    """A causal language model's decoder layers; ModelError for a model that keeps them otherwise."""
+    backbone = backbone_of(base)
+    lists = layer_lists(backbone, backbone.config).values()
+    layers = max((child for child in lists if isinstance(child, nn.ModuleList)), key=_size, default=None)
+    if layers is None:
+        depth = getattr(backbone.config, "num_hidden_layers", "its")
+        raise ModelError(
+            f"{type(base).__name__} keeps {depth} layers in no ModuleList: it can be neither pruned nor cut"
+        )
+    return layers
+
+
+def idle_parameters(base: PreTrainedModel) -> dict[str, nn.Parameter]:
+    """What no text reaches, by name: vision and audio towers and what joins them to the text's part."""
+    if base.config.get_text_config() is base.config:
+        return {}
+    head = base.get_output_embeddings()
+    used = {id(parameter) for part in (backbone_of(base), head) if part is not None for parameter in part.parameters()}
+    return {name: parameter for name, parameter in base.named_parameters() if id(parameter) not in used}
+
+
+def _models_inside(base: PreTrainedModel) -> list[PreTrainedModel]:
+    return [part for part in base.modules() if isinstance(part, PreTrainedModel) and part is not base]
+
+
+def _size(module: Any) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
