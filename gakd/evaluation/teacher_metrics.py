@@ -12,7 +12,7 @@ from gakd.data import Example, collate
 from gakd.losses.divergences import CrossEntropy, ForwardKL, ReverseKL
 from gakd.losses.fused import token_values
 from gakd.models.heads import head_of, hidden_rows
-from gakd.samplers.mode import device_of, evaluating
+from gakd.models.mode import device_of, evaluating
 from gakd.types import Batch, TeacherOutput, TokenTerm
 
 TERMS: tuple[TokenTerm, ...] = (CrossEntropy(), ForwardKL(), ReverseKL())

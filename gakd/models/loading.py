@@ -137,12 +137,12 @@ def load_model(
     A vision-language model is loaded whole, and reads text alone. ModelError for an encoder-decoder.
     """
     _refuse_adapter(name)
-    kind = _kind_of(_load(AutoConfig.from_pretrained, name, trust_remote_code=trust_remote_code), name)
+    kind = kind_of(_load(AutoConfig.from_pretrained, name, trust_remote_code=trust_remote_code), name)
     model = _load(kind.from_pretrained, name, dtype=dtype, trust_remote_code=trust_remote_code)
     return (prune_layers(model, layers) if layers else model).eval()
 
 
-def _kind_of(config: PreTrainedConfig, name: str) -> Any:
+def kind_of(config: PreTrainedConfig, name: str) -> Any:
     """Which of transformers' families a model is loaded by: one that keeps all of its parts, towers included."""
     if config.is_encoder_decoder:
         raise ModelError(

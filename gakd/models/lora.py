@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from gakd.models.errors import ModelError
+from gakd.models.mode import evaluating
 from gakd.models.parts import backbone_of
 
 if TYPE_CHECKING:
@@ -92,26 +93,27 @@ def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, (nn.Linear, Conv1D))
 
 
-@torch.no_grad()
 def _passed_by(model: PreTrainedModel) -> set[nn.Module]:
     """Linear layers that cannot have an adapter.
 
-    A forward does not call them while it calls what holds them, or they give more than a tensor (a router), or a GPU's kernel
-    reads their weight (`out_proj` of a state-space mixer, which peft refuses too).
+    A forward does not call them while it calls what holds them, or they give something else than `x W` (a router, a product in
+    groups), or a GPU's kernel reads their weight (`out_proj` of a state-space mixer, which peft refuses too).
     """
     outputs: dict[nn.Module, bool] = {}
-    hooks = [
-        module.register_forward_hook(lambda own, _, output: outputs.update({own: isinstance(output, torch.Tensor)}))
-        for module in model.modules()
-    ]
-    training = model.training
+
+    def note(module: nn.Module, inputs: Any, output: Any) -> None:
+        width = getattr(module, "out_features", getattr(module, "nf", None))
+        plain = inputs and isinstance(output, torch.Tensor) and output.shape == (*inputs[0].shape[:-1], width)
+        outputs[module] = bool(plain)
+
+    hooks = [module.register_forward_hook(note) for module in model.modules()]
     try:
         embeddings: Any = model.get_input_embeddings()
-        model.eval()(input_ids=torch.full((1, 4), 3, device=embeddings.weight.device), use_cache=False)
+        with evaluating(model):
+            model(input_ids=torch.full((1, 4), 3, device=embeddings.weight.device), use_cache=False)
     except Exception:  # no weights, or a forward that wants more: the proof of the head says what
         return set()
     finally:
-        model.train(training)
         for hook in hooks:
             hook.remove()
     passed_by: set[nn.Module] = set()

@@ -48,8 +48,11 @@ def layer_lists(backbone: nn.Module, config: PreTrainedConfig) -> dict[str, nn.M
 def decoder_layers(base: PreTrainedModel) -> nn.ModuleList:
     """A causal language model's decoder layers; ModelError for a model that keeps them otherwise."""
     backbone = backbone_of(base)
-    lists = layer_lists(backbone, backbone.config).values()
-    layers = max((child for child in lists if isinstance(child, nn.ModuleList)), key=_size, default=None)
+    of_depth = [child for child in layer_lists(backbone, backbone.config).values() if isinstance(child, nn.ModuleList)]
+    lists = of_depth or [
+        child for child in backbone.children() if isinstance(child, nn.ModuleList)
+    ]  # of blocks of two layers
+    layers = max(lists, key=_size, default=None)
     if layers is None:
         depth = getattr(backbone.config, "num_hidden_layers", "its")
         raise ModelError(

@@ -12,6 +12,7 @@ from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from gakd.models.errors import ModelError
 from gakd.models.lora import base_of
+from gakd.models.mode import evaluating
 from gakd.models.parts import backbone_of, last_hidden_rows
 from gakd.types import IGNORE_INDEX, Batch, Head, LogitShape
 
@@ -45,10 +46,8 @@ def prove_head(base: PreTrainedModel, head: Head) -> LogitShape:
     does it. Their hidden states must agree, to 1e-4 in fp32. On its way to the head each row is then multiplied to a size of
     its own, so that what is not linear shows: the logits of all rows must be `softcap(scale * product)` to 1e-4.
     """
-    training = base.training
-    base.eval()
     try:
-        with torch.autocast(head.weight.device.type, enabled=False):
+        with evaluating(base), torch.autocast(head.weight.device.type, enabled=False):
             batch = _two_rows(base.config, head)
             heard = _listen(base, batch, head)
             hidden_NH = last_hidden_rows(backbone_of(base), batch)
@@ -57,8 +56,6 @@ def prove_head(base: PreTrainedModel, head: Head) -> LogitShape:
     except Exception as error:  # whatever a model raises that wants more than token ids
         reason = f"{type(error).__name__}: {error}".strip().splitlines()[0]
         raise ModelError(f"{type(base).__name__} does not read text by token ids and a mask alone: {reason}") from error
-    finally:
-        base.train(training)
     tolerance = _SINGLE if head.weight.dtype in (torch.float32, torch.float64) else _HALF
     if heard.logits_NV.shape[-1] != head.vocab_size:
         raise ModelError(
@@ -76,17 +73,12 @@ def prove_head(base: PreTrainedModel, head: Head) -> LogitShape:
     return _shape(base, product_NV, heard.logits_NV.double(), tolerance)
 
 
-@torch.no_grad()
 def text_logits(model: nn.Module) -> Tensor:
     """A model's own logits of two short rows, `[N, V]` in fp64 on the CPU: what tells two models apart. Its mode stays."""
     base = base_of(model)
-    training = model.training
-    model.eval()
-    try:
-        batch = _two_rows(base.config, _weight_of(base))
+    batch = _two_rows(base.config, _weight_of(base))
+    with evaluating(model):
         logits = base(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
-    finally:
-        model.train(training)
     return logits.flatten(0, 1)[batch.rows_N].double().cpu()
 
 
@@ -118,18 +110,19 @@ def prove_folder(kind: type[PreTrainedModel], dtype: torch.dtype, expected_NV: T
 def left_padding_shows(model: nn.Module) -> bool:
     """Whether a text's next token changes where padding stands before it, by more than rounding: of recurrent models, mostly."""
     base: Any = base_of(model)
-    training, ids_1T = base.training, _two_rows(base.config, _weight_of(base)).input_ids[:1]
-    base.eval()
+    ids_1T = _two_rows(base.config, _weight_of(base)).input_ids[:1]
+    before_1P = ids_1T[:, :1].expand(1, 3)
+    padded = torch.cat([before_1P, ids_1T], 1), torch.cat([torch.zeros_like(before_1P), torch.ones_like(ids_1T)], 1)
+    config = GenerationConfig(max_new_tokens=1, do_sample=False, output_logits=True, return_dict_in_generate=True)
+    own, base.generation_config = base.generation_config, config  # what it is not told it takes from there
     try:
-        padded_1T = torch.cat([ids_1T[:, :1].expand(1, 3), ids_1T], 1)
-        mask_1T = torch.cat([torch.zeros_like(ids_1T[:, :1]).expand(1, 3), torch.ones_like(ids_1T)], 1)
-        config = GenerationConfig(max_new_tokens=1, do_sample=False, output_logits=True, return_dict_in_generate=True)
-        alone, beside = (
-            base.generate(input_ids=ids, attention_mask=mask, generation_config=config).logits[0].float()
-            for ids, mask in ((ids_1T, torch.ones_like(ids_1T)), (padded_1T, mask_1T))
-        )
+        with evaluating(model):
+            alone, beside = (
+                base.generate(input_ids=ids, attention_mask=mask, generation_config=config).logits[0].float()
+                for ids, mask in ((ids_1T, torch.ones_like(ids_1T)), padded)
+            )
     finally:
-        base.train(training)
+        base.generation_config = own
     return not _difference(beside, alone) <= (
         1e-3 if alone.dtype == torch.float32 and base.dtype == torch.float32 else 0.1
     )
@@ -174,6 +167,11 @@ def _listen_to(part: PreTrainedModel, base: PreTrainedModel, batch: Batch, head:
     def multiply(_: Any, __: Any, output: Any) -> Any:
         hidden_BTH = output.last_hidden_state
         rows_NH = hidden_BTH.flatten(0, 1)[batch.rows_N]
+        if rows_NH.shape[1] != head.weight.shape[1]:
+            raise ModelError(
+                f"{type(base).__name__} has hidden states of width {rows_NH.shape[1]}, its head reads {head.weight.shape[1]}: "
+                f"a layer stands between them; {_SUPPORTED}"
+            )
         deviation = head.product(rows_NH).float().std().clamp_min(1e-6)
         sizes_N = torch.tensor(_SIZES, device=rows_NH.device).repeat(len(rows_NH))[: len(rows_NH)] / deviation
         given_NH = (rows_NH * sizes_N[:, None]).to(rows_NH.dtype)
@@ -205,9 +203,10 @@ def _shape(base: PreTrainedModel, product_NV: Tensor, logits_NV: Tensor, toleran
             return shape
         tried.append((apart, shape))
     apart, shape = min(tried, key=lambda found: found[0])
+    closest = f" with scale {shape.scale:g} and cap {shape.softcap}" if apart < 0.5 else ": a layer stands between them"
     raise ModelError(
-        f"{type(base).__name__} makes other logits of its hidden states than its head's weight: relative difference {apart:.2g} "
-        f"with {shape} at best; {_SUPPORTED}"
+        f"{type(base).__name__} makes other logits of its hidden states than its head's weight does, relative difference "
+        f"{apart:.2g} at best{closest}; {_SUPPORTED}"
     )
 
 

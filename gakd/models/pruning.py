@@ -53,14 +53,13 @@ def cut_layers(model: PreTrainedModel, layers: Sequence[int]) -> Cut:
     prefix = next(f"{name}." if name else "" for name, module in model.named_modules() if module is backbone)
     places = [f"{prefix}{name}." for name in lists]
     reason = ""
-    for config in _configs(model.config, keep, depth):
+    for changes in _changes(model.config, keep, depth):
         try:
+            config = cut_config(model.config, keep, **changes)
             with torch.device("meta"):
                 built = type(model)(config)
         except Exception as error:  # whatever a class raises about a configuration that is not one of its own
-            reason = (
-                reason or f"its configuration of {len(keep)} layers is refused: {str(error).strip().splitlines()[0]}"
-            )
+            reason = reason or f"its configuration of {len(keep)} layers is refused: {' '.join(str(error).split())}"
             continue
         sources, difference = _sources(model, built, places, keep, depth)
         difference = difference or _other_function(model, built, places, keep)
@@ -98,6 +97,8 @@ def cut_config(config: PreTrainedConfig, keep: Sequence[int], **changes: int) ->
     text = known if path is None else known[path]
     depth = own.num_hidden_layers
     for name, value in text.items():
+        if isinstance(value, dict) and value and all(str(key).isdigit() and int(key) < depth for key in value):
+            text[name] = {keep.index(int(key)): entry for key, entry in value.items() if int(key) in keep}
         if not isinstance(value, (list, tuple)):
             continue
         if len(value) == depth:
@@ -117,15 +118,13 @@ def _is_of_layers(name: str) -> bool:
     return any(part in name for part in ("layer", "idx", "indices"))
 
 
-def _configs(config: PreTrainedConfig, keep: Sequence[int], depth: int) -> Iterator[PreTrainedConfig]:
-    """Configurations of the kept layers to try: lists cut, then one number that counts layers from the start or the end too."""
-    yield cut_config(config, keep)
+def _changes(config: PreTrainedConfig, keep: Sequence[int], depth: int) -> Iterator[dict[str, int]]:
+    """What to try beside lists that are cut: nothing, then one number that counts layers from the start or from the end."""
+    yield {}
     for name, value in config.get_text_config().to_dict().items():
         if type(value) is int and 0 < value <= depth and name not in {"num_hidden_layers", "vocab_size"}:
             first, last = sum(index < value for index in keep), sum(index >= depth - value for index in keep)
-            for count in dict.fromkeys((first, last)):
-                if count != value:
-                    yield cut_config(config, keep, **{name: count})
+            yield from ({name: count} for count in dict.fromkeys((first, last)) if count != value)
 
 
 def _sources(
@@ -158,7 +157,7 @@ def _old_name(name: str, places: Sequence[str], keep: Sequence[int]) -> str:
     for place in places:
         if name.startswith(place):
             index, dot, rest = name.removeprefix(place).partition(".")
-            return f"{place}{keep[int(index)]}{dot}{rest}"
+            return f"{place}{keep[int(index)]}{dot}{rest}" if int(index) < len(keep) else ""
     return name
 
 

@@ -29,8 +29,8 @@ def prove_student(student: nn.Module) -> None:
     """
     with _adapters_set(student), tempfile.TemporaryDirectory(prefix="rehearsal-", dir=cache_dir()) as scratch:
         expected_NV = text_logits(student)
-        merged: Any = copy.deepcopy(student).merge_and_unload() if hasattr(student, "merge_and_unload") else student  # type: ignore[operator]
         try:
+            merged = _merged(student)
             own = merged.generation_config
             save_model(merged, Path(scratch), getattr(own, "eos_token_id", None), getattr(own, "pad_token_id", None))
             prove_folder(type(merged), merged.dtype, expected_NV, Path(scratch))
@@ -41,6 +41,18 @@ def prove_student(student: nn.Module) -> None:
                 else ""
             )
             raise ModelError(f"{error}{remedy}") from error
+
+
+def _merged(student: Any) -> Any:
+    if base_of(student) is student:
+        return student
+    try:
+        return copy.deepcopy(student).merge_and_unload()
+    except Exception as error:  # whatever peft meets in a layer that is linear by its class alone
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ModelError(
+            f"the LoRA of {type(base_of(student)).__name__} cannot be merged into its weights ({reason})"
+        ) from error
 
 
 @contextmanager

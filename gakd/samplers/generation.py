@@ -13,7 +13,8 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from gakd.data.ends import channel_header, end_ids
 from gakd.models.lora import base_of
-from gakd.samplers.mode import device_of, evaluating
+from gakd.models.mode import device_of, evaluating
+from gakd.samplers.padding import batches
 
 
 @dataclass(frozen=True)
@@ -73,12 +74,9 @@ def generate(
     base, device = base_of(model), device_of(model)
     ends, pad_token_id = end_ids(tokenizer, model), padding_id(tokenizer)
     config = generation_config(tokenizer, sampling, ends)
-    # Prompts of like length share a batch: less padding. Sorting is stable, so the order is a function of the prompts.
-    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     responses: dict[int, Generation] = {}
     with evaluating(model), _generation_config(base, config), seeded(device, sampling.seed):
-        for start in range(0, len(order), batch_size):
-            indices = order[start : start + batch_size]
+        for indices in batches([model], prompts, batch_size):
             input_ids, attention_mask = left_padded([prompts[index] for index in indices], pad_token_id)
             output = cast(Any, base).generate(
                 input_ids=input_ids.to(device), attention_mask=attention_mask.to(device), generation_config=config

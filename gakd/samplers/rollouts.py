@@ -20,8 +20,8 @@ from torch.nn.utils.rnn import pad_sequence
 from gakd.losses.divergences import CrossEntropy
 from gakd.losses.fused import token_values
 from gakd.models.heads import head_of, hidden_rows
+from gakd.models.mode import evaluating
 from gakd.rewards.sources import Reward, Rollout
-from gakd.samplers.mode import evaluating
 from gakd.types import Batch, TeacherOutput
 
 

@@ -22,8 +22,9 @@ from transformers import PreTrainedTokenizerBase, TopPLogitsWarper
 
 from gakd.data.ends import end_ids
 from gakd.models.lora import base_of
+from gakd.models.mode import device_of, evaluating
 from gakd.samplers.generation import Sampling, check_prompts, left_padded, padding_id, seeded
-from gakd.samplers.mode import device_of, evaluating
+from gakd.samplers.padding import batches
 from gakd.samplers.protocol import Sample
 from gakd.seeds import seed_of
 from gakd.weights import Weight, weight_at
@@ -162,8 +163,19 @@ def _roll_out(
     """
     prompts = [sample.prompt_ids for sample in samples]
     check_prompts(prompts)
-    if not prompts:
-        return []
+    rolled: dict[int, tuple[Sample, list[float]]] = {}
+    for indices in batches([student, teacher], prompts, max(len(prompts), 1)):
+        indices = sorted(indices)
+        own = [prompts[index] for index in indices]
+        responses = _roll_out_batch(student, teacher, tokenizer, own, sampling, max_length, rule)
+        rolled.update(zip(indices, responses, strict=True))
+    return [rolled[index] for index in range(len(prompts))]
+
+
+def _roll_out_batch(
+    student: nn.Module, teacher: nn.Module, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]],
+    sampling: Sampling, max_length: int | None, rule: Rule,
+) -> list[tuple[Sample, list[float]]]:  # fmt: skip
     ends, pad = end_ids(tokenizer, student, teacher), padding_id(tokenizer)
     device, in_step = device_of(student), _in_step(student, teacher)
     ends_E = torch.tensor(ends, device=device)
