@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from gakd.adversary.readouts.log_probs import LogProbReadout
     from gakd.adversary.readouts.logits import CenteredLogitReadout, LogitReadout
     from gakd.adversary.readouts.probabilities import ExpectedEmbedding
+    from gakd.adversary.readouts.soft_capped import SoftCappedLogitReadout
     from gakd.adversary.text_discriminator import TextDiscriminator
     from gakd.distiller import Distiller
     from gakd.losses.divergences import (

@@ -23,6 +23,7 @@ from gakd import (
     MLPDiscriminator,
     NonSaturatingGAN,
     RelativisticGAN,
+    SoftCappedLogitReadout,
     StudentOutput,
     TeacherOutput,
     TransformerDiscriminator,
@@ -56,7 +57,9 @@ DISCRIMINATORS = {
     "attention_pool": lambda width: AttentionPoolDiscriminator(width, width=8),
     "language_model": language_model,
 }
-READOUTS = [LogitReadout, CenteredLogitReadout, LogProbReadout, ExpectedEmbedding, hidden_readout]
+READOUTS = [
+    LogitReadout, CenteredLogitReadout, SoftCappedLogitReadout, LogProbReadout, ExpectedEmbedding, hidden_readout,
+]  # fmt: skip
 
 
 def player(discriminator: str = "transformer", readout=CenteredLogitReadout, r1=3.0, r2=5.0) -> Adversarial:
@@ -111,7 +114,7 @@ def map_of(readout) -> Tensor | None:
     if isinstance(readout, HiddenReadout):
         return None
     weight_RV = readout.logits.weight if isinstance(readout, LogProbReadout) else readout.weight
-    centered = isinstance(readout, LogitReadout) and readout.centered
+    centered = isinstance(readout, (LogitReadout, SoftCappedLogitReadout)) and readout.centered
     return weight_RV - weight_RV.mean(-1, keepdim=True) if centered else weight_RV
 
 
@@ -186,15 +189,24 @@ def test_every_game_discriminator_and_readout_together(discriminator, game, read
     torch.testing.assert_close(found.discriminators, expected.discriminators, rtol=1e-9, atol=1e-14)
 
 
-def test_a_soft_capped_head_is_read_through_its_probabilities():
-    adversarial = player(readout=ExpectedEmbedding)
+def raw_capped(vocab_size: int, width: int) -> SoftCappedLogitReadout:
+    return SoftCappedLogitReadout(vocab_size, width, centered=False)
+
+
+@pytest.mark.parametrize("readout", [SoftCappedLogitReadout, raw_capped, ExpectedEmbedding])
+@pytest.mark.parametrize("teachers", [None, 3.0])
+def test_soft_capped_heads_are_read_as_they_are_or_through_their_probabilities(readout, teachers):
+    adversarial = player(readout=readout)
     mask, hidden, head, teacher = material(bias=True, student_scale=0.5)
     head = head._replace(softcap=2.0)
-    student_loss, _ = direct(adversarial, mask, hidden, head, teacher)
-    expected = torch.autograd.grad(student_loss, (hidden, head.weight, head.bias))
+    teacher = TeacherOutput(teacher.hidden_NH, teacher.head._replace(softcap=teachers))
+    student_loss, discriminator_loss = direct(adversarial, mask, hidden, head, teacher)
+    leaves, own = (hidden, head.weight, head.bias), tuple(adversarial.parameters())
+    expected = torch.autograd.grad(student_loss, leaves) + torch.autograd.grad(discriminator_loss, own)
     play(adversarial, mask, hidden, head, teacher).loss.backward()
-    for leaf, gradient in zip((hidden, head.weight, head.bias), expected, strict=True):
-        torch.testing.assert_close(leaf.grad, gradient, rtol=1e-10, atol=1e-14)
+    adversarial.flush()
+    for leaf, gradient in zip(leaves + own, expected, strict=True):
+        torch.testing.assert_close(leaf.grad, gradient, rtol=1e-9, atol=1e-14)
 
 
 def test_an_embedding_that_does_not_train_gets_no_gradient_and_scores_as_it_was_given():
@@ -438,7 +450,7 @@ def test_a_lost_game_is_noticed_once_with_what_to_change():
 
 def test_heads_a_linear_readout_cannot_read_are_refused():
     mask, hidden, head, teacher = material()
-    with pytest.raises(ValueError, match="soft-capped at 30"):
+    with pytest.raises(ValueError, match=r"soft-capped at 30.*use SoftCappedLogitReadout, or logit_readout\(...\)"):
         play(player(), mask, hidden, head._replace(softcap=30.0), teacher)
     with pytest.raises(ValueError, match="maps 40 tokens, the student's head has 39"):
         play(player(), mask, hidden, Head(head.weight[:39]), teacher)

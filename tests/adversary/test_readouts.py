@@ -166,7 +166,7 @@ def test_the_form_is_chosen_by_which_heads_train_and_survives_saving():
 
 def test_a_head_that_trains_or_bends_its_logits_is_refused():
     student, teacher = heads()
-    with pytest.raises(ValueError, match=r"student's head must be frozen.*requires_grad=True.*use LogitReadout"):
+    with pytest.raises(ValueError, match=r"student's head must be frozen.*requires_grad=True.*use logit_readout"):
         FrozenHeadsReadout(student, teacher, LogitReadout(V, R))
     frozen, teacher = heads(trains=False)
     with pytest.raises(ValueError, match=r"teacher's head must be frozen.*softcap=30"):

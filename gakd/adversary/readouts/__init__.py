@@ -9,6 +9,7 @@ from gakd.adversary.readouts.log_probs import LogProbReadout
 from gakd.adversary.readouts.logits import CenteredLogitReadout, LogitReadout
 from gakd.adversary.readouts.probabilities import ExpectedEmbedding
 from gakd.adversary.readouts.protocol import Readout
+from gakd.adversary.readouts.soft_capped import SoftCappedLogitReadout
 
 __all__ = [
     "CenteredLogitReadout",
@@ -18,5 +19,6 @@ __all__ = [
     "LogProbReadout",
     "LogitReadout",
     "Readout",
+    "SoftCappedLogitReadout",
     "logit_readout",
 ]

@@ -19,6 +19,7 @@ from torch.nn.functional import linear
 from gakd.adversary.readouts.logits import LogitReadout
 from gakd.adversary.readouts.map_products import MapProducts
 from gakd.adversary.readouts.protocol import Readout
+from gakd.adversary.readouts.soft_capped import SoftCappedLogitReadout
 from gakd.types import Head
 
 BLOCK = 8192  # rows of the vocabulary in double precision at a time
@@ -47,7 +48,7 @@ class FrozenHeadsReadout(nn.Module):
                 got = f"requires_grad={head.weight.requires_grad}, softcap={head.softcap}, {head.vocab_size} tokens"
                 raise ValueError(
                     f"the {owner}'s head must be frozen, without soft-cap, of {like.weight.shape[1]} tokens or more; "
-                    f"got {got}: use LogitReadout"
+                    f"got {got}: use logit_readout(...), which chooses"
                 )
         columns = _Columns(student, teacher, like.weight.shape[1], like.centered)
         to_basis_CK, onto_basis_KC = _basis(columns)
@@ -96,8 +97,15 @@ class FrozenHeadsReadout(nn.Module):
 
 
 def logit_readout(student: Head, teacher: Head, width: int = 256, centered: bool = True) -> Readout:
-    """A readout of logits for two heads: `FrozenHeadsReadout` where neither trains, else `LogitReadout`."""
-    readout = LogitReadout(min(student.vocab_size, teacher.vocab_size), width, centered)
+    """A readout of logits for two heads, the same game with each.
+
+    `SoftCappedLogitReadout` where either soft-caps its logits, `FrozenHeadsReadout` where the student's does not train,
+    else `LogitReadout`.
+    """
+    vocab_size = min(student.vocab_size, teacher.vocab_size)
+    if student.softcap is not None or teacher.softcap is not None:
+        return SoftCappedLogitReadout(vocab_size, width, centered)
+    readout = LogitReadout(vocab_size, width, centered)
     trains = any(tensor is not None and tensor.requires_grad for tensor in (student.weight, student.bias))
     return readout if trains else FrozenHeadsReadout(student, teacher, readout)
 

@@ -14,15 +14,14 @@ A step of few rows is cheaper the direct way, through its logits: `rows_that_pay
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from gakd.adversary.readouts.map_products import MapProducts
-from gakd.adversary.readouts.protocol import Owner, rows_that_pay
+from gakd.adversary.readouts.map_products import MapProducts, map_of_logits
+from gakd.adversary.readouts.protocol import Owner, check_vocabulary, rows_that_pay
 from gakd.types import Head
 
 
@@ -32,8 +31,9 @@ class LogitReadout(nn.Module):
     A distribution is its logits up to a constant, so a discriminator on raw logits can win on an offset that means nothing.
     Centred logits (minus their mean over the vocabulary) remove it and stay linear: `E_c = E - mean_v(E)`.
 
-    `vocab_size` is the smaller of the two heads'. The entries of E start with variance 1/V: a readout is about as large as
-    one logit. Raises ValueError for a head that soft-caps its logits (not linear) or is smaller than `vocab_size`.
+    `vocab_size` is the smaller of the two heads'. The entries of E start with variance 1/V: a readout is about as large
+    as one logit. Raises ValueError for a head that is smaller than `vocab_size`, or that soft-caps its logits, which are
+    not linear then: `SoftCappedLogitReadout` reads those.
     """
 
     needs_log_normalizers = False
@@ -42,7 +42,7 @@ class LogitReadout(nn.Module):
     def __init__(self, vocab_size: int, width: int = 256, centered: bool = False) -> None:
         super().__init__()
         self.centered = centered
-        self.weight = nn.Parameter(torch.randn(width, vocab_size) / math.sqrt(vocab_size))
+        self.weight = map_of_logits(vocab_size, width)
         self._products = MapProducts(self.weight, centered)
         self._student_logits: list[Tensor] = []  # of the micro-batch in hand, where the direct way was taken
 
@@ -97,15 +97,12 @@ class LogitReadout(nn.Module):
         self._student_logits = []
 
     def _check(self, head: Head, owner: Owner) -> None:
-        vocab_size = self.weight.shape[1]
         if head.softcap is not None:
             raise ValueError(
-                f"a linear readout needs logits linear in the hidden state; the {owner}'s are soft-capped at {head.softcap}"
+                f"this readout needs logits linear in the hidden state; the {owner}'s are soft-capped at {head.softcap}: "
+                "use SoftCappedLogitReadout, or logit_readout(...), which chooses"
             )
-        if head.vocab_size < vocab_size:
-            raise ValueError(
-                f"the readout maps {vocab_size} tokens, the {owner}'s head has {head.vocab_size}: build it with the smaller size"
-            )
+        check_vocabulary(head, owner, self.weight.shape[1])
 
     def _direct(self, head: Head, owner: Owner, step_rows: float) -> bool:
         return step_rows < rows_that_pay(len(self.weight), head.weight.shape[1], owner, head.weight.requires_grad)

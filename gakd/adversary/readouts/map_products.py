@@ -7,6 +7,7 @@ formed: `E_c W = E W - mean(E) (1^T W)` and `E_c E_c^T = E E^T - K mean(E) mean(
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -14,6 +15,18 @@ import torch
 from torch import Tensor, nn
 
 CONVERTED_ROWS = 8192  # of a head in another precision than the map, converted at a time
+
+
+def map_of_logits(vocab_size: int, width: int) -> nn.Parameter:
+    """A map's start, `[R, V]`: entries of variance 1/V, so that a readout is about as large as one logit."""
+    return nn.Parameter(torch.randn(width, vocab_size) / math.sqrt(vocab_size))
+
+
+def gradient_of(parameter: nn.Parameter) -> Tensor:
+    """The gradient itself, to add to in place; zeros where there was none."""
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad
 
 
 class _Product(NamedTuple):
@@ -120,9 +133,7 @@ class MapProducts:
 
     @property
     def _gradient_RK(self) -> Tensor:
-        if self.weight_RK.grad is None:
-            self.weight_RK.grad = torch.zeros_like(self.weight_RK)
-        return self.weight_RK.grad
+        return gradient_of(self.weight_RK)
 
 
 def _converted(columns_KH: Tensor, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:

@@ -57,6 +57,15 @@ def rows_that_pay(readout_width: int, hidden_width: int, owner: Owner, head_trai
     return products * readout_width * hidden_width / (products * hidden_width + 3 * readout_width)
 
 
+def check_vocabulary(head: Head, owner: Owner, vocab_size: int) -> None:
+    """ValueError where a head has fewer tokens than a map."""
+    if head.vocab_size < vocab_size:
+        raise ValueError(
+            f"the readout maps {vocab_size} tokens, the {owner}'s head has {head.vocab_size}: "
+            "build it with the smaller size"
+        )
+
+
 def known(log_normalizers_N: Tensor | None) -> Tensor:
     """Log-sum-exps that a readout needs; ValueError where they are missing."""
     if log_normalizers_N is None:
