@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         UniversalLogit,
     )
     from gakd.losses.policy_gradient import KLToReference, PolicyGradient
+    from gakd.losses.router_balance import RouterBalance, router_balance
     from gakd.losses.torchtune import from_torchtune
     from gakd.objective import Objective, Term
     from gakd.rewards.shapers import (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import cast
 
 import torch
@@ -11,8 +12,10 @@ from gakd.adversary.adversarial import Adversarial
 from gakd.losses.divergences import CrossEntropy
 from gakd.losses.fused import token_pass, token_values
 from gakd.losses.kernel import Kernel
+from gakd.losses.router_balance import RouterBalance, asks_for_balance
 from gakd.models.heads import head_of, hidden_rows
 from gakd.models.lora import base_of
+from gakd.models.parts import backbone_of, routed_rows
 from gakd.models.sharding import inside
 from gakd.objective import Coefficients, Objective
 from gakd.types import Batch, StudentOutput, StudentRows, TeacherOutput, TokenTerm
@@ -40,6 +43,13 @@ class Distiller(nn.Module):
             raise ValueError(
                 f"an objective holds one adversary, got {[term.name for term in adversaries]}: combine them in a discriminator"
             )
+        self._balance = next((term for term in objective if isinstance(term, RouterBalance)), None)
+        if self._balance is None and asks_for_balance(student):
+            warnings.warn(
+                "the student's configuration asks for a balance of its routers (output_router_logits), the objective has none: add "
+                "router_balance(student)",
+                stacklevel=2,
+            )
         self._adversary = tuple(adversaries)  # a tuple hides the module from registration
         for weight, term in objective.terms:
             if isinstance(term, Adversarial):
@@ -54,7 +64,12 @@ class Distiller(nn.Module):
         return inside(base_of(self.student), self._forward, batch, teacher, coefficients)
 
     def _forward(self, batch: Batch, teacher: TeacherOutput | None, coefficients: Coefficients) -> StudentOutput:
-        hidden_NH = hidden_rows(self.student, batch)
+        balance = self._balance if self._balance and coefficients.terms[self._balance.name] else None
+        routers: tuple[Tensor, ...] = ()
+        if balance is None:
+            hidden_NH = hidden_rows(self.student, batch)
+        else:
+            hidden_NH, routers = routed_rows(backbone_of(base_of(self.student)), batch)
         head = head_of(self.student)
         player = next((term for term in self._adversary if coefficients.terms[term.name] != 0), None)
         readout = None if player is None else player.readout
@@ -70,7 +85,12 @@ class Distiller(nn.Module):
             token_NH, head, batch.labels_N, self._token_terms, coefficients.terms, teacher, self.chunk_rows, self.kernel,
             normalizers=readout is not None and readout.needs_log_normalizers, row_values=batch.row_values,
         )  # fmt: skip
-        rows, loss = None, tokens.loss
+        rows, loss, losses = None, tokens.loss, tokens.losses
+        if balance is not None:
+            top_k = base_of(self.student).config.get_text_config().num_experts_per_tok
+            losses_B = balance.losses(routers, batch.attention_mask, top_k)
+            loss = loss + coefficients.terms[balance.name] * losses_B.sum()
+            losses = losses | {balance.name: losses_B.detach()}
         if readout is None and self.student_map is not None:
             # Data-parallel backends wait for a gradient of every parameter, of those that do not play yet, too.
             loss = loss + sum(0.0 * parameter.sum() for parameter in self.student_map.parameters())
@@ -78,7 +98,7 @@ class Distiller(nn.Module):
             live_NR = readout.live(live_NH, head, coefficients.step_rows, tokens.log_normalizers_N)
             normalizers = tokens.log_normalizers_N, tokens.teacher_log_normalizers_N
             rows = StudentRows(live_NR, hidden_NH.detach(), *normalizers)
-        return StudentOutput(loss, tokens.losses, rows)
+        return StudentOutput(loss, losses, rows)
 
     @torch.no_grad()
     def label_log_probs(self, batch: Batch, teacher: TeacherOutput | None, temperature: float) -> Tensor:

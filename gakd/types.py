@@ -275,5 +275,5 @@ class StudentOutput(NamedTuple):
     """What one forward of the distiller returns. Named tuples, so that FSDP2 finds the tensors that need its hooks."""
 
     loss: Tensor  # scalar: sum of the token terms, each times its coefficient; its gradient is already formed
-    token_losses: dict[str, Tensor]  # term name -> [N], unreduced, without gradient
+    token_losses: dict[str, Tensor]  # term name -> [N], or [B] of one a sequence; unreduced, without gradient
     readout: StudentRows | None  # None where no adversary plays this step

@@ -27,6 +27,7 @@ from gakd import (
     balanced,
     logit_readout,
     ramp,
+    router_balance,
 )
 from gakd.cli import demo, start
 from gakd.data import DataConfig, load_data
@@ -97,6 +98,7 @@ def main(config: Config) -> None:
         + config.reverse_kl_weight * ReverseKL()
         + (weight if config.adversarial_share is None else balanced(weight)) * adversarial
     )
+    objective += router_balance(student, config.models.router_balance_weight)
     distiller = run.setup(Distiller(student, objective, kernel=config.run.kernel), teacher)
     optimizer = torch.optim.AdamW(adversarial.parameters(), config.discriminator_learning_rate, betas=(0.0, 0.99))
     run.setup_replicated("adversarial", adversarial, optimizer)

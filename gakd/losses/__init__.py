@@ -18,6 +18,7 @@ from gakd.losses.divergences import (
 )
 from gakd.losses.fused import TokenPass, token_pass, token_values
 from gakd.losses.policy_gradient import KLToReference, PolicyGradient, SampledTokenLoss
+from gakd.losses.router_balance import RouterBalance, router_balance
 from gakd.losses.torchtune import from_torchtune
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "KLToReference",
     "PolicyGradient",
     "ReverseKL",
+    "RouterBalance",
     "SampledTokenLoss",
     "SkewForwardKL",
     "SkewReverseKL",
@@ -37,6 +39,7 @@ __all__ = [
     "TotalVariation",
     "UniversalLogit",
     "from_torchtune",
+    "router_balance",
     "token_pass",
     "token_values",
 ]

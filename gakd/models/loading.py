@@ -54,6 +54,8 @@ class ModelConfig:
     """Dropout of LoRA's inputs, 0 to 1. [0.1]"""
     lora_targets: tuple[str, ...] = (ALL_LINEAR,)
     """Linear layers with LoRA: all-linear (but the head), or names such as q_proj v_proj. [q, k, v, o, gate, up, down_proj]"""
+    router_balance_weight: float | None = None
+    """Weight of the load balancing of a mixture-of-experts student's routers, per sequence. None: its configuration's, if any."""
     activation_checkpointing: bool = False
     """Keep only the student's layer inputs and recompute the rest in the backward: less memory, about a third more time."""
     trust_remote_code: bool = False

@@ -35,6 +35,15 @@ def last_hidden_rows(backbone: PreTrainedModel, batch: Batch) -> Tensor:
     return hidden_BTH.flatten(0, 1)[batch.rows_N]
 
 
+def routed_rows(backbone: PreTrainedModel, batch: Batch) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """As `last_hidden_rows`, and the logits of each layer's router, `[B T, E]`; none of a model that returns none."""
+    output = backbone(input_ids=batch.input_ids, use_cache=False, output_router_logits=True)
+    routers = getattr(output, "router_logits", None) or ()
+    return output.last_hidden_state.flatten(0, 1)[batch.rows_N], tuple(
+        logits for logits in routers if logits is not None
+    )
+
+
 def layer_lists(backbone: nn.Module, config: PreTrainedConfig) -> dict[str, nn.Module]:
     """The lists of the backbone that have one entry a layer, by name; none inside another."""
     found: dict[str, nn.Module] = {}

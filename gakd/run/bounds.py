@@ -23,7 +23,7 @@ BOUNDS = {
     "student_top_p": Bound(above=0, at_most=1), "teacher_top_p": Bound(above=0, at_most=1), "top_k": COUNT,
     "adversarial_start": OPTIONAL_COUNT, "adversarial_ramp": COUNT, "adversarial_share": NOT_NEGATIVE,
     "readout_width": Bound(at_least=1, at_most=2**20), "discriminator_width": COUNT,
-    "r1": NOT_NEGATIVE, "r2": NOT_NEGATIVE, "critic_scale": POSITIVE,
+    "router_balance_weight": NOT_NEGATIVE, "r1": NOT_NEGATIVE, "r2": NOT_NEGATIVE, "critic_scale": POSITIVE,
     "samples_per_prompt": COUNT, "updates": COUNT, "replay_capacity": COUNT, "clip_ratio": POSITIVE,
     "reward_scale": POSITIVE, "discount": SHARE, "teacher_share": SHARE, "student_text": SHARE, "mu": SHARE,
     "initial_threshold": SHARE, "threshold_step": SHARE, "threshold_tolerance": NOT_NEGATIVE,

@@ -26,6 +26,7 @@ from gakd import (
     balanced,
     logit_readout,
     ramp,
+    router_balance,
 )
 from gakd.cli import demo, start
 from gakd.data import DataConfig, load_data
@@ -94,6 +95,7 @@ def main(config: Config) -> None:
         + config.reverse_kl_weight * ReverseKL()
         + (weight if config.adversarial_share is None else balanced(weight)) * adversarial
     )
+    objective += router_balance(student, config.models.router_balance_weight)
     distiller = run.setup(Distiller(student, objective, kernel=config.run.kernel), teacher)
     optimizer = torch.optim.RMSprop(
         adversarial.parameters(), config.discriminator_learning_rate, alpha=0.99, momentum=0.9, weight_decay=0.01

@@ -10,7 +10,7 @@ In --help, [brackets] hold the paper's values. Without --student, the defaults s
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gakd import AdaptiveKL, CrossEntropy, Distiller
+from gakd import AdaptiveKL, CrossEntropy, Distiller, router_balance
 from gakd.cli import demo, start
 from gakd.data import DataConfig, load_data
 from gakd.evaluation import EvaluationConfig, HeldOut, conclude
@@ -49,6 +49,7 @@ def main(config: Config) -> None:
     held_out = HeldOut(teacher, tokenizer, data, config.evaluation)
 
     objective = config.cross_entropy_weight * CrossEntropy() + config.adaptive_kl_weight * AdaptiveKL(config.mu)
+    objective += router_balance(student, config.models.router_balance_weight)
     distiller = run.setup(Distiller(student, objective, kernel=config.run.kernel), teacher)
     before = run.once("before.json", lambda: held_out.scores(student))
     run.restore()

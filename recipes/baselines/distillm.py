@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from gakd import Distiller, SkewForwardKL, SkewReverseKL
+from gakd import Distiller, SkewForwardKL, SkewReverseKL, router_balance
 from gakd.cli import demo, start
 from gakd.data import DataConfig, load_data
 from gakd.evaluation import EvaluationConfig, HeldOut, conclude
@@ -73,6 +73,7 @@ def main(config: Config) -> None:
     run.keep("replay", sampler)
 
     objective = 1.0 * (SkewReverseKL if config.direction == "reverse" else SkewForwardKL)(config.alpha)
+    objective += router_balance(student, config.models.router_balance_weight)
     distiller = run.setup(Distiller(student, objective, kernel=config.run.kernel), teacher)
     before = run.once("before.json", lambda: held_out.scores(student))
     threshold.observe(run.once("start.json", lambda: held_out.validate(student))["cross_entropy"])

@@ -14,7 +14,7 @@ In --help, [brackets] hold the paper's values. Without --student, the defaults s
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gakd import Distiller, SkewForwardKL, SkewReverseKL, ramp
+from gakd import Distiller, SkewForwardKL, SkewReverseKL, ramp, router_balance
 from gakd.cli import demo, start
 from gakd.data import DataConfig, load_data
 from gakd.evaluation import EvaluationConfig, HeldOut, conclude
@@ -68,6 +68,7 @@ def main(config: Config) -> None:
 
     on_teachers, on_students = SkewForwardKL(config.alpha), SkewReverseKL(config.alpha, detach_mixture=True)
     objective = (lambda step: 1 - shift(step)) * on_teachers + (lambda step: 1 + shift(step)) * on_students
+    objective += router_balance(student, config.models.router_balance_weight)
     distiller = run.setup(Distiller(student, objective, kernel=config.run.kernel), teacher)
     before = run.once("before.json", lambda: held_out.scores(student))
     run.restore()

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from gakd import CrossEntropy, Distiller, RelativisticGAN, ramp, stepwise
+from gakd import CrossEntropy, Distiller, RelativisticGAN, ramp, router_balance, stepwise
 from gakd.adversary import TextDiscriminator, compare, scores_of
 from gakd.cli import demo, start
 from gakd.data import DataConfig, load_data
@@ -90,6 +90,7 @@ def main(config: Config) -> None:
     fine_tuning = stepwise({0: 1.0, begin: 0.0}) if begin else 0.0
     policy, near = PolicyGradient(config.clip_ratio, temperature), KLToReference(temperature)
     objective = fine_tuning * CrossEntropy() + ramp(1.0, begin) * policy + ramp(config.kl_weight, begin) * near
+    objective += router_balance(student, config.models.router_balance_weight)
     distiller = run.setup(Distiller(student, objective, kernel=config.run.kernel), teacher)
     before = run.once("before.json", lambda: held_out.scores(student))
     run.restore()

@@ -11,7 +11,7 @@ In --help, [brackets] hold the values of TRL's implementation. Without --student
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gakd import Distiller, JensenShannon
+from gakd import Distiller, JensenShannon, router_balance
 from gakd.cli import demo, start
 from gakd.data import DataConfig, load_data
 from gakd.evaluation import EvaluationConfig, HeldOut, conclude
@@ -60,6 +60,7 @@ def main(config: Config) -> None:
     sampler = Mixture(parts, per="batch", seed=config.run.seed)
 
     objective = 1.0 * JensenShannon(config.beta)
+    objective += router_balance(student, config.models.router_balance_weight)
     distiller = run.setup(Distiller(student, objective, kernel=config.run.kernel), teacher)
     before = run.once("before.json", lambda: held_out.scores(student))
     run.restore()

@@ -14,7 +14,7 @@ In --help, [brackets] hold the values of its release. Without --student, the def
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gakd import CrossEntropy, Distiller, ForwardKL, ReverseKL
+from gakd import CrossEntropy, Distiller, ForwardKL, ReverseKL, router_balance
 from gakd.cli import demo, start
 from gakd.data import DataConfig, load_data
 from gakd.evaluation import EvaluationConfig, HeldOut, conclude
@@ -75,6 +75,7 @@ def main(config: Config) -> None:
 
     half = config.language_weight / 2
     objective = PolicyGradient(config.clip_ratio) + ReverseKL() + half * CrossEntropy() + half * ForwardKL()
+    objective += router_balance(student, config.models.router_balance_weight)
     distiller = run.setup(Distiller(student, objective, kernel=config.run.kernel), teacher)
     before = run.once("before.json", lambda: held_out.scores(student))
     run.restore()

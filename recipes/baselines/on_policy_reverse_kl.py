@@ -13,7 +13,7 @@ In --help, [brackets] hold the values of tinker's recipe. Without --student, the
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gakd import Distiller
+from gakd import Distiller, router_balance
 from gakd.cli import demo, start
 from gakd.data import DataConfig, load_data
 from gakd.evaluation import EvaluationConfig, HeldOut, conclude
@@ -64,6 +64,7 @@ def main(config: Config) -> None:
     reward = TeacherLogRatio() >> RewardToGo(config.discount)
 
     objective = 1.0 * PolicyGradient(clip=None, temperature=temperature)
+    objective += router_balance(student, config.models.router_balance_weight)
     distiller = run.setup(Distiller(student, objective, kernel=config.run.kernel), teacher)
     before = run.once("before.json", lambda: held_out.scores(student))
     run.restore()

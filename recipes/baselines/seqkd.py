@@ -13,7 +13,7 @@ In --help, [brackets] hold the paper's values. Without --student, the defaults s
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gakd import CrossEntropy, Distiller
+from gakd import CrossEntropy, Distiller, router_balance
 from gakd.cli import demo, start
 from gakd.data import DataConfig, load_data
 from gakd.evaluation import EvaluationConfig, HeldOut, conclude
@@ -50,6 +50,7 @@ def main(config: Config) -> None:
     held_out = HeldOut(teacher, tokenizer, data, config.evaluation)
 
     objective = 1.0 * CrossEntropy()
+    objective += router_balance(student, config.models.router_balance_weight)
     distiller = run.setup(Distiller(student, objective, kernel=config.run.kernel), teacher)
     before = run.once("before.json", lambda: held_out.scores(student))
     run.restore()

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from gakd import Distiller, ForwardKL, JensenShannon, ReverseKL
+from gakd import Distiller, ForwardKL, JensenShannon, ReverseKL, router_balance
 from gakd.cli import demo, start
 from gakd.data import DataConfig, load_data
 from gakd.evaluation import EvaluationConfig, HeldOut, conclude
@@ -69,6 +69,7 @@ def main(config: Config) -> None:
     )
 
     objective = 1.0 * DIVERGENCES[config.divergence]
+    objective += router_balance(student, config.models.router_balance_weight)
     distiller = run.setup(Distiller(student, objective, kernel=config.run.kernel), teacher)
     before = run.once("before.json", lambda: held_out.scores(student))
     run.restore()

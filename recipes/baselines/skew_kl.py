@@ -12,7 +12,7 @@ In --help, [brackets] hold the paper's values. Without --student, the defaults s
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gakd import CrossEntropy, Distiller, SkewForwardKL
+from gakd import CrossEntropy, Distiller, SkewForwardKL, router_balance
 from gakd.cli import demo, start
 from gakd.data import DataConfig, load_data
 from gakd.evaluation import EvaluationConfig, HeldOut, conclude
@@ -50,6 +50,7 @@ def main(config: Config) -> None:
 
     divergence = SkewForwardKL(config.alpha)
     objective = config.cross_entropy_weight * CrossEntropy() + config.skew_forward_kl_weight * divergence
+    objective += router_balance(student, config.models.router_balance_weight)
     distiller = run.setup(Distiller(student, objective, kernel=config.run.kernel), teacher)
     before = run.once("before.json", lambda: held_out.scores(student))
     run.restore()

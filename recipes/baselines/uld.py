@@ -14,7 +14,7 @@ In --help, [brackets] hold the paper's values. Without --student, the defaults s
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gakd import CrossEntropy, Distiller, UniversalLogit
+from gakd import CrossEntropy, Distiller, UniversalLogit, router_balance
 from gakd.cli import demo, start
 from gakd.data import DataConfig, load_data
 from gakd.evaluation import EvaluationConfig, HeldOut, conclude
@@ -51,6 +51,7 @@ def main(config: Config) -> None:
         print(f"The teacher speaks about {teacher.aligned_share:.1%} of the student's response tokens", flush=True)
 
     objective = config.cross_entropy_weight * CrossEntropy() + config.universal_logit_weight * UniversalLogit()
+    objective += router_balance(student, config.models.router_balance_weight)
     distiller = run.setup(Distiller(student, objective, kernel=config.run.kernel), teacher)
     before = run.once("before.json", lambda: held_out.scores(student))
     run.restore()
