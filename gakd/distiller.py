@@ -46,8 +46,8 @@ class Distiller(nn.Module):
         self._balance = next((term for term in objective if isinstance(term, RouterBalance)), None)
         if self._balance is None and asks_for_balance(student):
             warnings.warn(
-                "the student's configuration asks for a balance of its routers (output_router_logits), the objective has none: add "
-                "router_balance(student)",
+                "the student's configuration asks for a balance of its routers (output_router_logits), the objective has none: "
+                "add router_balance(student)",
                 stacklevel=2,
             )
         self._adversary = tuple(adversaries)  # a tuple hides the module from registration

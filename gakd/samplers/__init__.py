@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 from gakd.lazy import lazily
 
 if TYPE_CHECKING:
-    from gakd.samplers.model import ModelSampler
     from gakd.samplers.endpoint import EndpointTeacher, response_records
     from gakd.samplers.endpoint_config import EndpointConfig
     from gakd.samplers.generation import Generation, Sampling, decode, generate, padding_id
     from gakd.samplers.mixture import Mixture
+    from gakd.samplers.model import ModelSampler
     from gakd.samplers.protocol import Sample, Sampler, UntilEnd, dataset_sampler, resample, samples_of
     from gakd.samplers.replay import AdaptiveThreshold, ReplaySampler
     from gakd.samplers.resumable import ResumableRows
