@@ -14,7 +14,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from gakd.data.ends import channel_header, end_ids
 from gakd.models.lora import base_of
 from gakd.models.mode import device_of, evaluating
-from gakd.samplers.padding import batches
+from gakd.samplers.writing import batches, writing_of
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ def generate(
     base, device = base_of(model), device_of(model)
     ends, pad_token_id = end_ids(tokenizer, model), padding_id(tokenizer)
     config = generation_config(tokenizer, sampling, ends)
+    config.use_cache = writing_of(model).cached
     responses: dict[int, Generation] = {}
     with evaluating(model), _generation_config(base, config), seeded(device, sampling.seed):
         for indices in batches([model], prompts, batch_size):

@@ -21,11 +21,12 @@ from torch import Tensor, distributed, nn
 from transformers import PreTrainedTokenizerBase, TopPLogitsWarper
 
 from gakd.data.ends import end_ids
+from gakd.models.errors import ModelError
 from gakd.models.lora import base_of
 from gakd.models.mode import device_of, evaluating
 from gakd.samplers.generation import Sampling, check_prompts, left_padded, padding_id, seeded
-from gakd.samplers.padding import batches
 from gakd.samplers.protocol import Sample
+from gakd.samplers.writing import batches, writing_of
 from gakd.seeds import seed_of
 from gakd.weights import Weight, weight_at
 
@@ -163,6 +164,12 @@ def _roll_out(
     """
     prompts = [sample.prompt_ids for sample in samples]
     check_prompts(prompts)
+    for model in (student, teacher):
+        if not writing_of(model).cached:
+            raise ModelError(
+                f"{type(base_of(model)).__name__} writes another text with a cache than its forward says, and this sampler needs "
+                f"one: take a sampler of one model, such as gkd's"
+            )
     rolled: dict[int, tuple[Sample, list[float]]] = {}
     for indices in batches([student, teacher], prompts, max(len(prompts), 1)):
         indices = sorted(indices)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, distributed, multiprocessing, nn
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen3Config, Qwen3ForCausalLM
 
+from gakd.models.proof import Writing
 from gakd.samplers import Sample, Sampling, SpeculativeSampler, TeacherMixedSampler, generate
 
 END, PAD, VOCAB = 3, 4, 5
@@ -214,6 +215,8 @@ def test_speculative_text_has_the_distribution_of_its_rule(models):
 
 class Table(nn.Module):
     """A model whose next token depends on the last alone: a row of logits for each."""
+
+    _gakd_writing = Writing(one_length=False, cached=True)  # it is none of transformers', and cannot be asked
 
     def __init__(self, rows: list[list[float]]) -> None:
         super().__init__()

@@ -1,0 +1,46 @@
+"""How a model is asked for text: which prompts may share a batch, and whether with a cache."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from itertools import groupby
+
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from gakd.models.lora import base_of
+from gakd.models.proof import Writing, prove_writing
+
+_KNOWN = "_gakd_writing"  # on the model itself: asked once
+
+
+def writing_of(model: nn.Module) -> Writing:
+    """What was found of a model when it was first asked for text (`prove_writing`).
+
+    Models that are sharded over ranks need equally many batches on each, so they share batches; they are warned of.
+    """
+    base = base_of(model)
+    if not hasattr(base, _KNOWN):
+        writing = prove_writing(model)
+        if writing.one_length and any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+            warnings.warn(
+                f"{type(base).__name__} reads the padding before a prompt, and is cut over ranks, which write in step: what it "
+                f"writes to shorter prompts of a batch is not what it would write to them alone; --strategy ddp does better",
+                stacklevel=2,
+            )
+            writing = writing._replace(one_length=False)
+        setattr(base, _KNOWN, writing)
+    return getattr(base, _KNOWN)
+
+
+def batches(models: Sequence[nn.Module], prompts: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
+    """Indices of the prompts, batch by batch: of like length, so that there is little padding, or of one length.
+
+    Of one length where padding on the left changes what one of the models says next (recurrent models, chunked attention).
+    Sorting is stable, so the order is a function of the prompts.
+    """
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    apart = any(writing_of(model).one_length for model in models)
+    groups = [list(group) for _, group in groupby(order, key=lambda index: len(prompts[index]))] if apart else [order]
+    return [group[start : start + batch_size] for group in groups for start in range(0, len(group), batch_size)]
