@@ -87,7 +87,7 @@ class Distiller(nn.Module):
         )  # fmt: skip
         rows, loss, losses = None, tokens.loss, tokens.losses
         if balance is not None:
-            top_k = base_of(self.student).config.get_text_config().num_experts_per_tok
+            top_k = getattr(base_of(self.student).config.get_text_config(), "num_experts_per_tok", None)
             losses_B = balance.losses(routers, batch.attention_mask, top_k)
             loss = loss + coefficients.terms[balance.name] * losses_B.sum()
             losses = losses | {balance.name: losses_B.detach()}

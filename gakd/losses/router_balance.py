@@ -32,18 +32,21 @@ class RouterBalance(Term):
     def __init__(self, top_k: int | None = None) -> None:
         self.top_k = top_k
 
-    def losses(self, router_logits: Sequence[Tensor], mask_BT: Tensor, top_k: int) -> Tensor:
+    def losses(self, router_logits: Sequence[Tensor], mask_BT: Tensor, top_k: int | None) -> Tensor:
         """`[B]`, from each routing layer's logits (`[B T, E]`, as transformers returns them) and 1 where a token is.
 
-        ValueError where there are none.
+        ValueError where there are none, and where neither the term nor the student's configuration has a `top_k`.
         """
+        top_k = self.top_k or top_k
         if not router_logits:
             raise ValueError("the student returns no router logits: RouterBalance needs a mixture of experts")
+        if top_k is None:
+            raise ValueError("the student's configuration has no num_experts_per_tok: give RouterBalance(top_k=...)")
         logits_LBTE = [logits.float().view(*mask_BT.shape, -1) for logits in router_logits]
         chosen_BE, probability_BE = 0.0, 0.0
         for logits_BTE in logits_LBTE:
             probs_BTE = logits_BTE.softmax(-1) * mask_BT.unsqueeze(-1)
-            top_BTK = logits_BTE.topk(self.top_k or top_k, dim=-1).indices
+            top_BTK = logits_BTE.topk(top_k, dim=-1).indices
             hits_BTE = logits_BTE.new_zeros(logits_BTE.shape).scatter_(-1, top_BTK, 1.0) * mask_BT.unsqueeze(-1)
             chosen_BE, probability_BE = chosen_BE + hits_BTE.sum(1), probability_BE + probs_BTE.sum(1)
         places_B1 = len(logits_LBTE) * mask_BT.sum(1, keepdim=True).clamp_min(1)

@@ -38,7 +38,8 @@ def prune_layers(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedMod
     )  # fmt: skip
     if lost := sorted(set(info["missing_keys"]) | set(info["unexpected_keys"])):
         raise ModelError(_refusal(model, f"its weights {lost[:3]} are not loaded"))
-    pruned.generation_config = model.generation_config
+    if hasattr(model, "generation_config"):  # a backbone by itself has none
+        pruned.generation_config = model.generation_config
     return pruned.train(model.training)
 
 

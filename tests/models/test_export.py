@@ -1,0 +1,145 @@
+"""What is exported is what was trained: rehearsed before the first step, read back at every export."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+from transformers import GenerationConfig
+
+from gakd.models import ModelConfig, ModelError, add_lora, load_model, load_student, write_folder
+from gakd.models.lora import linear_layers, lora_text
+from gakd.models.parts import idle_parameters
+from gakd.models.rehearsal import prove_student
+from tests import tiny
+from tests.architecture_table import own_logits, tokenizer, two_rows
+from tests.architectures import tiny_model
+
+peft = pytest.importorskip("peft", reason="the extra gakd[lora]")
+
+
+def old_chat_model(folder):
+    """Settings that transformers wrote once and refuses to write now."""
+    tiny_model("Llama").save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    own = {"do_sample": False, "temperature": 0.6, "top_p": 0.9, "bos_token_id": 1, "eos_token_id": 2}
+    (folder / "generation_config.json").write_text(json.dumps(own))
+    return folder
+
+
+def test_generation_settings_that_transformers_refuses_are_passed_on(tmp_path):
+    (tmp_path / "old").mkdir()
+    student = load_student(ModelConfig(str(old_chat_model(tmp_path / "old")), lora_rank=0))
+    student.generation_config.eos_token_id = [2]
+    with pytest.raises(ValueError, match="temperature"):  # which asks once something is changed
+        student.save_pretrained(tmp_path / "refused")
+    write_folder(student, tokenizer(), tmp_path / "student")
+    written = json.loads((tmp_path / "student" / "generation_config.json").read_text())
+    assert {"do_sample": False, "temperature": 0.6, "top_p": 0.9, "eos_token_id": 2}.items() <= written.items()
+    assert GenerationConfig.from_pretrained(tmp_path / "student").temperature == 0.6
+    assert load_model(str(tmp_path / "student")).generation_config.top_p == 0.9
+
+
+def test_a_weight_that_is_not_written_is_noticed_before_training_and_at_export(tmp_path):
+    model = tiny_model("Qwen3")
+    model._keys_to_ignore_on_save = {"model.layers.1.mlp.up_proj.weight"}
+    with pytest.raises(ModelError, match=r"Qwen3ForCausalLM is not what was trained: \['model.layers.1.mlp.up_proj.weight'\]"):
+        prove_student(model)
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student" / "old.txt").write_text("an export of before")
+    with pytest.raises(ModelError, match=r"it is kept as .*student-unproven"):
+        write_folder(model, tokenizer(), tmp_path / "student")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["student", "student-unproven"]
+    assert (tmp_path / "student" / "old.txt").exists()
+    assert (tmp_path / "student-unproven" / "model.safetensors").exists()
+
+
+def test_a_model_that_its_files_would_make_another_is_noticed(tmp_path):
+    """A setting that is changed on the modules and not in the configuration."""
+    model = tiny_model("Qwen3")
+    for layer in model.model.layers:
+        layer.self_attn.scaling = 1.0
+    with pytest.raises(ModelError, match="read back it gives other logits"):
+        prove_student(model)
+
+
+def test_a_merge_that_changes_logits_is_refused_with_the_remedy():
+    """Zamba's blocks share their weights: adapters would be merged into them once for each block."""
+    with pytest.raises(ModelError, match=r"other logits .*; train all weights with --lora-rank 0, or other layers"):
+        prove_student(add_lora(tiny_model("Zamba"), 4, 8, 0.0))
+
+
+def test_the_rehearsal_leaves_student_cache_and_generator_as_they_were(tmp_path, monkeypatch):
+    monkeypatch.setenv("GAKD_CACHE", str(tmp_path / "cache"))
+    student = add_lora(tiny_model("Mixtral"), 4, 8, 0.5).train()
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    generator = torch.get_rng_state()
+    prove_student(student)
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert student.training
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+# ---- what LoRA adapts ----
+
+
+@pytest.mark.parametrize("name", ["Phi-3", "GLM-4", "DeepSeek-V3", "OPT", "LFM2", "StarCoder2", "GPT-2", "Falcon"])
+def test_every_linear_layer_of_the_text_has_an_adapter(name):
+    model = tiny_model(name)
+    head = model.get_output_embeddings()
+    conv = type(model.transformer.h[0].mlp.c_fc) if name == "GPT-2" else nn.Linear
+    expected = {
+        own for own, module in model.named_modules() if isinstance(module, (nn.Linear, conv)) and module is not head
+    }
+    assert set(linear_layers(model)) == expected
+    adapted = add_lora(model, 4, 8, 0.0).get_base_model()
+    assert {own for own, module in adapted.named_modules() if hasattr(module, "lora_A")} == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [
+        ("PhiMoE", {"router"}),  # gives more than a product
+        ("DeepSeek-V4", {"o_a_proj"}),  # multiplies in groups
+        ("Mamba", {"dt_proj", "out_proj"}),  # read by their weight, here or in a GPU's kernel
+    ],
+)
+def test_layers_that_an_adapter_would_not_reach_have_none(name, left):
+    model = tiny_model(name)
+    linear = {own.rpartition(".")[2] for own, module in model.named_modules() if isinstance(module, nn.Linear)}
+    assert linear - {own.rpartition(".")[2] for own in linear_layers(model)} == left | {"lm_head"}
+
+
+@pytest.mark.parametrize("name", ["Gemma 3", "Qwen2.5-VL", "SmolVLM", "LLaVA", "Mistral3", "InternVL"])
+def test_towers_have_neither_adapters_nor_gradient(name, tmp_path):
+    tiny_model(name).save_pretrained(tmp_path)
+    for rank in (0, 4):
+        student = load_student(ModelConfig(str(tmp_path), lora_rank=rank))
+        base = student.get_base_model() if rank else student
+        idle = idle_parameters(base)
+        assert any("vision" in own or "visual" in own for own in idle)
+        assert not any(parameter.requires_grad for parameter in idle.values())
+        own_logits(student, two_rows()).sum().backward()
+        without = [
+            own for own, parameter in student.named_parameters() if parameter.requires_grad and parameter.grad is None
+        ]
+        assert without == []
+
+
+def test_one_line_says_what_is_adapted(tmp_path, capsys):
+    tiny.save(tmp_path, tiny_model("Mixtral"), tokenizer())
+    student = load_student(ModelConfig(str(tmp_path), lora_rank=4))
+    line = "LoRA r=4 on 16 of 17 linear layers, 3.7% of the weights; not: lm_head, experts (3-D parameters)\n"
+    assert capsys.readouterr().out == line
+    assert f"{lora_text(student)}\n" == line
+
+
+def test_targets_by_name_are_those_alone(tmp_path):
+    tiny_model("Llama").save_pretrained(tmp_path)
+    student = load_student(ModelConfig(str(tmp_path), lora_rank=4, lora_targets=("q_proj", "v_proj")))
+    adapted = {name for name, module in student.get_base_model().named_modules() if hasattr(module, "lora_A")}
+    assert {name.rpartition(".")[2] for name in adapted} == {"q_proj", "v_proj"}
+    assert len(adapted) == 8
