@@ -45,7 +45,9 @@ def test_generation_settings_that_transformers_refuses_are_passed_on(tmp_path):
 def test_a_weight_that_is_not_written_is_noticed_before_training_and_at_export(tmp_path):
     model = tiny_model("Qwen3")
     model._keys_to_ignore_on_save = {"model.layers.1.mlp.up_proj.weight"}
-    with pytest.raises(ModelError, match=r"Qwen3ForCausalLM is not what was trained: \['model.layers.1.mlp.up_proj.weight'\]"):
+    with pytest.raises(
+        ModelError, match=r"Qwen3ForCausalLM is not what was trained: \['model.layers.1.mlp.up_proj.weight'\]"
+    ):
         prove_student(model)
     (tmp_path / "student").mkdir()
     (tmp_path / "student" / "old.txt").write_text("an export of before")

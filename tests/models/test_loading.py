@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     CohereConfig,
     CohereForCausalLM,
@@ -26,11 +27,13 @@ from gakd.models import (
     load_tokenizer,
     prune_layers,
     resolve,
+    window_of,
     write_folder,
 )
+from gakd.models.parts import idle_parameters
 from gakd.teachers import load_shared_tokenizer
 from gakd.types import Batch
-from tests import tiny
+from tests import architectures, tiny
 
 IDS = torch.tensor([[5, 7, 11, 13, 17]])
 
@@ -235,3 +238,33 @@ def test_activation_checkpointing_keeps_fewer_activations_and_the_same_gradients
     assert len(gradients[0]) > 0
     for plain, recomputed in zip(*gradients, strict=True):
         assert torch.equal(plain, recomputed)
+
+
+@pytest.mark.parametrize("name", ["T5", "BART"])
+def test_an_encoder_decoder_is_refused_as_such(name, tmp_path):
+    architectures.tiny_config(name).save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"is an encoder-decoder .* give a model that is a decoder alone"):
+        load_model(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["Gemma 3", "Qwen3.5", "Llama 4", "Qwen2.5-VL", "Mistral3"])
+def test_a_vision_language_model_keeps_its_tower(name, tmp_path):
+    """Also where transformers' class for text alone would take the files and leave the tower out."""
+    model = AutoModelForImageTextToText.from_config(architectures.tiny_config(name))
+    model.save_pretrained(tmp_path)
+    loaded = load_model(str(tmp_path))
+    assert type(loaded) is type(model)
+    assert loaded.state_dict().keys() == model.state_dict().keys()
+    assert idle_parameters(loaded)
+
+
+@pytest.mark.parametrize(("name", "window"), [("MPT", 2048), ("Gemma 3", 64), ("Mamba", None), ("Qwen3", 64)])
+def test_the_window_under_whatever_name(name, window, tmp_path):
+    architectures.tiny_config(name).save_pretrained(tmp_path)
+    assert window_of(str(tmp_path)) == window
+
+
+def test_recomputed_activations_that_a_model_cannot_have_are_one_line(tmp_path):
+    architectures.tiny_model("CTRL").save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"^CTRLLMHeadModel cannot recompute its activations: leave out"):
+        load_student(ModelConfig(str(tmp_path), lora_rank=0, activation_checkpointing=True))

@@ -1,0 +1,45 @@
+"""Text that transformers writes is the model's own, whatever it does with padding and caches."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gakd.samplers.generation import Sampling, generate
+from gakd.samplers.writing import batches, writing_of
+from tests.architecture_table import check_text, tokenizer
+from tests.architectures import tiny_model
+
+PROMPTS = [[5, 6, 7], [8], [9, 10, 11], [12, 13], [14, 15, 16], [17]]
+
+
+def test_prompts_of_like_length_share_a_batch():
+    assert batches([tiny_model("Qwen3")], PROMPTS, 4) == [[1, 5, 3, 0], [2, 4]]
+
+
+def test_prompts_of_one_length_where_padding_shows():
+    model = tiny_model("RWKV")
+    assert batches([model], PROMPTS, 2) == [[1, 5], [3], [0, 2], [4]]
+    assert batches([tiny_model("Qwen3"), model], PROMPTS, 8) == [[1, 5], [3], [0, 2, 4]]
+
+
+@pytest.mark.parametrize("name", ["RWKV", "Llama 4 (text)", "RecurrentGemma", "MiniMax", "Mamba", "Qwen3"])
+def test_greedy_text_is_the_models_own(name):
+    check_text(tiny_model(name))
+
+
+def test_a_model_is_asked_once():
+    model, calls = tiny_model("Qwen3"), []
+    writing_of(model)
+    model.register_forward_hook(lambda *_: calls.append(1))
+    writing_of(model)
+    assert calls == []
+
+
+def test_sampling_does_not_depend_on_having_been_asked():
+    sampling, words = Sampling(max_new_tokens=6, seed=3), tokenizer()
+    first, second = tiny_model("Qwen3"), tiny_model("Qwen3")
+    writing_of(first)
+    state = torch.get_rng_state()
+    assert generate(first, words, PROMPTS, sampling) == generate(second, words, PROMPTS, sampling)
+    assert torch.equal(torch.get_rng_state(), state)
