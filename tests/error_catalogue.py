@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import BartConfig, BertConfig, BertLMHeadModel, GPT2Config, GPT2LMHeadModel
 
 from gakd import cli
 from gakd.cli import parse
@@ -87,7 +87,10 @@ MISTAKES = (
     Mistake("a folder without a model", ("--student", "DIR/empty")),
     Mistake("a model that brings its own code", ("--student", "DIR/custom")),
     Mistake("teacher and student of different tokenizers", ("--teacher", "DIR/other")),
-    Mistake("LoRA on a model without its layers", ("--student", "DIR/gpt2", "--student-layers", "1", "--lora-rank", "4")),
+    Mistake(
+        "LoRA on layers that are not there",
+        ("--student", "DIR/gpt2", "--student-layers", "1", "--lora-rank", "4", "--lora-targets", "q_proj"),
+    ),
     Mistake("LoRA without peft", ("--lora-rank", "4"), prepare=_without("peft")),
     Mistake("more layers than there are", ("--student-layers", "9")),
     Mistake("no teacher", ("--teacher", "None")),
@@ -107,6 +110,9 @@ MISTAKES = (
     Mistake("a password in a flag", ("--dataset", "https://me:secret@data.example/train.jsonl")),
     Mistake("a logger that is not installed", ("--log-to", "wandb"), prepare=_no_logger),
     Mistake("the best of no validation", ("--export", "best", "--evaluate-every", "0")),
+    Mistake("a model whose head cannot be proven", ("--student", "DIR/bert", "--student-layers", "1")),
+    Mistake("an encoder-decoder", ("--student", "DIR/bart")),
+    Mistake("a tokenizer larger than the embeddings", ("--student", "DIR/narrow")),
     Mistake("out of GPU memory", (), prepare=_raises(OUT_OF_MEMORY)),
     Mistake("a full disk", (), prepare=_full_disk),
     Mistake("a loss that is not finite", (), prepare=_nan),
@@ -132,6 +138,17 @@ def make_places(folder: Path) -> None:
     tiny.save(folder / "other", tiny.model(len(other)), other)
     gpt2 = GPT2Config(vocab_size=272, n_embd=32, n_layer=2, n_head=2, n_positions=128, bos_token_id=1, eos_token_id=1)
     tiny.save(folder / "gpt2", GPT2LMHeadModel(gpt2), words)
+    small = {
+        "vocab_size": 272,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
+    tiny.save(folder / "bert", BertLMHeadModel(BertConfig(**small, is_decoder=True)), words)
+    BartConfig(vocab_size=272, d_model=32).save_pretrained(folder / "bart")
+    words.save_pretrained(folder / "bart")
+    tiny.save(folder / "narrow", tiny.model(vocab_size=258), words)
     (folder / "run").mkdir()
     module = module_of("gakd")
     first = parse(module.PAPER, module.DEMO, None, _flags(MISTAKES[20], folder, "3e-3"))

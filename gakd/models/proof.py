@@ -25,8 +25,8 @@ _SIZES = (
 )  # logits of this standard deviation: a soft-cap shows in large ones, the scale in small ones
 _SINGLE, _HALF = 1e-4, 2e-2  # largest relative difference of a row, in fp32 and in 16 bits
 _SUPPORTED = (
-    "logits are softcap(scale * (hidden @ weight.T + bias)) of the last hidden states, with a scale and a cap that stand in the "
-    "configuration"
+    "gakd reads models whose logits are softcap(scale * (hidden @ weight.T + bias)) of the last hidden states, scale and cap "
+    "being numbers of the configuration: give such a one"
 )
 
 
@@ -163,6 +163,27 @@ def _next_logits(base: Any, text_1T: Tensor, padding: int, count: int, cached: b
         ),
     )  # fmt: skip
     return torch.cat(output.logits), output.sequences[:, padding + text_1T.shape[1] :]
+
+
+def unreached_weights(model: nn.Module) -> list[str]:
+    """Names of trainable weights that get no gradient from two short rows: those of an indexer that only chooses, of experts
+    for pictures, of layers that read pictures alone.
+    """
+    base = base_of(model)
+    batch = _two_rows(base.config, _weight_of(base))
+    with evaluating(model), torch.enable_grad():
+        hidden_NH = last_hidden_rows(backbone_of(base), batch)
+    reached, seen, waiting = set(base.get_output_embeddings().parameters()), set(), [hidden_NH.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        reached.add(getattr(node, "variable", None))
+        waiting += [before for before, _ in node.next_functions]
+    return [
+        name for name, parameter in model.named_parameters() if parameter.requires_grad and parameter not in reached
+    ]
 
 
 def _weight_of(base: Any) -> Head:

@@ -196,8 +196,9 @@ class VllmSampler:
                 f"one rank can refresh a server's weights, got {distributed.get_world_size()} ranks: run on one device, or "
                 "sample with ModelSampler"
             )
+        ends = end_ids(self.tokenizer, student)
         # Another path each time: no cache by path, the server's or a network file system's, gives old weights for new.
-        written = write_folder(student, self.tokenizer, folder / f"step-{step}", end_ids(self.tokenizer, student))
+        written = write_folder(student, self.tokenizer, folder / f"step-{step}", ends, prove=False)
         self.server.reload(written)
         if self._served is not None and self._served != written:
             shutil.rmtree(self._served, ignore_errors=True)

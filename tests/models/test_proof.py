@@ -95,7 +95,7 @@ class Behind(LlamaForCausalLM):
     "name", ["BERT (decoder)", "RoBERTa (decoder)", "ELECTRA (decoder)", "ModernBERT (decoder)", "PaliGemma"]
 )
 def test_families_with_something_between_are_refused(name):
-    with pytest.raises(ModelError, match="logits are softcap"):
+    with pytest.raises(ModelError, match="whose logits are softcap"):
         head_of(tiny_model(name))
 
 
