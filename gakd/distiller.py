@@ -102,7 +102,10 @@ class Distiller(nn.Module):
 
     @torch.no_grad()
     def label_log_probs(self, batch: Batch, teacher: TeacherOutput | None, temperature: float) -> Tensor:
-        """The student's log-probabilities of the labels, `[N]`; with a teacher, over the vocabulary that both share."""
+        """The student's log-probabilities of the labels, `[N]`, over its whole head; with a teacher, over what both have.
+
+        A policy gradient is over the whole head; give a teacher for what is compared with its probabilities.
+        """
         return inside(base_of(self.student), self._label_log_probs, batch, teacher, temperature)
 
     def _label_log_probs(self, batch: Batch, teacher: TeacherOutput | None, temperature: float) -> Tensor:

@@ -65,9 +65,10 @@ def student_losses(
 
 
 def floored_reverse_kl(student_NV: Tensor, teacher_NV: Tensor) -> Tensor:
-    """`sum q (log(q + 1e-9) - log(p + 1e-9))` `[N]`."""
+    """`sum q (log(q + 1e-9) - log(p + 1e-9))` `[N]`, without the tokens that have an infinite logit of either model."""
     q_NV, p_NV = (logits_NV.softmax(-1, dtype=torch.float32) for logits_NV in (student_NV, teacher_NV))
-    return (q_NV * (torch.log(q_NV + 1e-9) - torch.log(p_NV + 1e-9))).sum(-1)
+    losses_NV = q_NV * (torch.log(q_NV + 1e-9) - torch.log(p_NV + 1e-9))
+    return losses_NV.masked_fill(student_NV.isinf() | teacher_NV.isinf(), 0.0).sum(-1)
 
 
 def _squared_norm(score_B: Tensor, logits_BTV: Tensor) -> Tensor:

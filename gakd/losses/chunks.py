@@ -48,18 +48,20 @@ class Chunk(NamedTuple):
 
 
 def chunks(
-    hidden_NH: Tensor, head: Head, teacher: TeacherOutput | None, vocab_size: int, chunk_rows: int
-) -> Iterator[Chunk]:
+    hidden_NH: Tensor, head: Head, teacher: TeacherOutput | None, vocab_size: int, chunk_rows: int,
+    compared: int | None = None,
+) -> Iterator[Chunk]:  # fmt: skip
     """A pass over the rows, without gradient; each chunk's buffers may be written to, and are the next one's.
 
-    A teacher of fewer rows speaks about the first ones; the chunks behind them have none.
+    Of the student `vocab_size` tokens, of a teacher that shares them `compared`, or as many. A teacher of fewer rows speaks
+    about the first ones; the chunks behind them have none.
     """
     total = len(hidden_NH)
     taught = 0 if teacher is None else len(teacher.hidden_NH)
     buffer_NV = head.weight.new_empty(min(chunk_rows, total), vocab_size)
     teacher_buffer_NU = None
     if teacher is not None:
-        teacher_size = teacher_vocab_size(teacher, vocab_size)
+        teacher_size = teacher_vocab_size(teacher, vocab_size if compared is None else compared)
         teacher_buffer_NU = teacher.head.weight.new_empty(min(chunk_rows, taught), teacher_size)
     shapes = head.shape, head.shape if teacher is None else teacher.head.shape
     for start in [*range(0, taught, chunk_rows), *range(taught, total, chunk_rows)]:

@@ -5,6 +5,10 @@
 `q` in each row. The softmax cancels such a multiple: `logit_gradient(G, q)` is the gradient with respect to the logits
 `z` of `log_q = log_softmax(z)`. Every divergence and its `G` is exactly zero where `log_q` equals `log_p`, and finite
 where probabilities underflow.
+
+Tokens of probability 0 (logits of -inf: banned, padded) count nothing where both models exclude them, and the loss is infinite
+where one does that the other may need. The values take log-probabilities of -inf as they are; `*_with_gradient`, the
+engine's, want them `floored`, and their losses made `honest`.
 """
 
 from __future__ import annotations
@@ -15,23 +19,40 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+LOWEST_LOG_PROB = -1e30  # stands for log 0: its exponential is 0, and 0 times it is 0, as x log x is at 0
+INFINITE = 1e20  # a loss above it holds the log-probability of a token that one model excludes and the other does not
 MAX_LOG_RATIO = 80.0  # expm1 of it is finite in fp32; mixtures lose only terms of size exp(-80) by the bound
 MAX_EXPONENT = 35.0  # a product of two such powers, summed over a vocabulary, is finite in fp32
 
 
 def logit_gradient(gradient_NV: Tensor, q_NV: Tensor) -> Tensor:
-    """Through the log-softmax: a gradient with respect to `log q` becomes one with respect to logits, `G - q sum_v G`."""
-    return torch.addcmul(gradient_NV, q_NV, gradient_NV.sum(-1, keepdim=True), value=-1)
+    """Through the log-softmax: a gradient with respect to `log q` becomes one with respect to logits, `G - q sum_v G`.
+
+    Over `sum_v q`, which is 1 to 2e-5 at 150,000 tokens in fp32: the gradient of one row then sums to 0.
+    """
+    share_N1 = gradient_NV.sum(-1, keepdim=True).div_(q_NV.sum(-1, keepdim=True))
+    return torch.addcmul(gradient_NV, q_NV, share_N1, value=-1)
+
+
+def floored(log_probs_NV: Tensor) -> Tensor:
+    """Log-probabilities with a finite number for log 0, so that a token that both models exclude counts nothing."""
+    return log_probs_NV.clamp(min=LOWEST_LOG_PROB)
+
+
+def honest(losses_N: Tensor) -> Tensor:
+    """Losses with infinity where they are infinite: a token of one model (of probability above 1e-10) that the other excludes."""
+    return losses_N.masked_fill(losses_N > INFINITE, math.inf)
 
 
 def cross_entropy(log_q_NV: Tensor, labels_N: Tensor) -> Tensor:
     """Negative log-likelihood of the label, `-log q[label]`; its `G` is `-onehot(label)`."""
-    return -log_q_NV.gather(-1, labels_N.unsqueeze(-1)).squeeze(-1)
+    return honest(-floored(log_q_NV.gather(-1, labels_N.unsqueeze(-1))).squeeze(-1))
 
 
 def forward_kl(log_q_NV: Tensor, log_p_NV: Tensor) -> Tensor:
     """KL(p‖q) = `sum_v p (log p - log q)`: mass-covering; the teacher's entropy is included."""
-    return (log_p_NV.exp() * (log_p_NV - log_q_NV)).sum(-1)
+    log_q_NV, log_p_NV = floored(log_q_NV), floored(log_p_NV)
+    return honest((log_p_NV.exp() * (log_p_NV - log_q_NV)).sum(-1))
 
 
 def forward_kl_with_gradient(log_q_NV: Tensor, log_p_NV: Tensor, q_NV: Tensor, p_NV: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,7 +62,8 @@ def forward_kl_with_gradient(log_q_NV: Tensor, log_p_NV: Tensor, q_NV: Tensor, p
 
 def reverse_kl(log_q_NV: Tensor, log_p_NV: Tensor) -> Tensor:
     """KL(q‖p) = `sum_v q (log q - log p)`: mode-seeking; the divergence of MiniLLM and GAKD."""
-    return (log_q_NV.exp() * (log_q_NV - log_p_NV)).sum(-1)
+    log_q_NV, log_p_NV = floored(log_q_NV), floored(log_p_NV)
+    return honest((log_q_NV.exp() * (log_q_NV - log_p_NV)).sum(-1))
 
 
 def reverse_kl_with_gradient(log_q_NV: Tensor, log_p_NV: Tensor, q_NV: Tensor) -> tuple[Tensor, Tensor]:
@@ -83,6 +105,7 @@ def jensen_shannon(log_q_NV: Tensor, log_p_NV: Tensor, beta: float = 0.5) -> Ten
         return forward_kl(log_q_NV, log_p_NV)
     if beta == 1:
         return reverse_kl(log_q_NV, log_p_NV)
+    log_q_NV, log_p_NV = floored(log_q_NV), floored(log_p_NV)
     log_q_over_m_NV, log_p_over_m_NV = log_ratios_to_mixture(log_q_NV, log_p_NV, beta)
     return (beta * log_p_NV.exp() * log_p_over_m_NV + (1 - beta) * log_q_NV.exp() * log_q_over_m_NV).sum(-1)
 
@@ -109,6 +132,7 @@ def skew_forward_kl(log_q_NV: Tensor, log_p_NV: Tensor, alpha: float | Tensor = 
     """
     if isinstance(alpha, float | int) and alpha == 0:
         return forward_kl(log_q_NV, log_p_NV)
+    log_q_NV, log_p_NV = floored(log_q_NV), floored(log_p_NV)
     return (log_p_NV.exp() * log_ratios_to_mixture(log_q_NV, log_p_NV, alpha)[1]).sum(-1)
 
 
@@ -128,6 +152,7 @@ def skew_reverse_kl(log_q_NV: Tensor, log_p_NV: Tensor, alpha: float | Tensor = 
     """KL(q‖m) with `m = (1 - alpha) p + alpha q`, 0 <= alpha < 1 (DistiLLM, arXiv 2402.03898)."""
     if isinstance(alpha, float | int) and alpha == 0:
         return reverse_kl(log_q_NV, log_p_NV)
+    log_q_NV, log_p_NV = floored(log_q_NV), floored(log_p_NV)
     return (log_q_NV.exp() * log_ratios_to_mixture(log_q_NV, log_p_NV, 1 - alpha)[0]).sum(-1)
 
 
@@ -219,14 +244,15 @@ def alpha_beta(log_q_NV: Tensor, log_p_NV: Tensor, alpha: float = 0.5, beta: flo
     `L_e = (p^e - q^e) / e`, which is exactly 0 where p = q and contains the limits `L_0 = log p - log q`; at a + b = 0,
     `sum_v [(p/q)^a - 1 - a log(p/q)] / a^2`. Powers are cut at exp(35), ratios at exp(70): negative exponents stay finite.
     """
+    log_q_NV, log_p_NV = floored(log_q_NV), floored(log_p_NV)
     total = alpha + beta
     if total != 0:
         _, p_alpha_NV, difference_alpha_NV = _powers(log_q_NV, log_p_NV, alpha)
         q_beta_NV, _, difference_beta_NV = _powers(log_q_NV, log_p_NV, beta)
-        return (p_alpha_NV * difference_beta_NV - q_beta_NV * difference_alpha_NV).sum(-1) / total
+        return honest((p_alpha_NV * difference_beta_NV - q_beta_NV * difference_alpha_NV).sum(-1) / total)
     log_ratio_NV = log_p_NV - log_q_NV
     if alpha == 0:
-        return log_ratio_NV.square().sum(-1) / 2
+        return honest(log_ratio_NV.square().sum(-1) / 2)
     exponent_NV = (alpha * log_ratio_NV).clamp(max=2 * MAX_EXPONENT)
     return (torch.expm1(exponent_NV) - exponent_NV).sum(-1) / alpha**2
 
@@ -272,7 +298,7 @@ def universal_logit(log_q_NV: Tensor, log_p_NU: Tensor) -> Tensor:
 def universal_logit_with_gradient(q_NV: Tensor, p_NU: Tensor) -> tuple[Tensor, Tensor]:
     """ULD and `G = q sign(q - p)` with p at the token's own rank, sign(0) = 0. Rounding turns the sign of differences near 0."""
     sorted_NV, order_NV = q_NV.sort(dim=-1, descending=True)
-    difference = _sorted_difference(sorted_NV, p_NU.sort(dim=-1, descending=True).values)
+    difference = _sorted_difference(sorted_NV, p_NU.to(q_NV.dtype).sort(dim=-1, descending=True).values)
     signed_NV = difference[..., : q_NV.shape[-1]].sign().mul_(sorted_NV)
     return difference.abs_().sum(-1), torch.empty_like(q_NV).scatter_(-1, order_NV, signed_NV)
 

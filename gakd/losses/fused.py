@@ -30,7 +30,8 @@ class _Pass:
     teacher: TeacherOutput | None
     scale: float
     softcap: float | None
-    vocab_size: int
+    vocab_size: int  # of the student's, that any term sees
+    compared: int  # of them, that terms which compare see
     chunk_rows: int
     kernel: Kernel
     normalizers: bool
@@ -62,15 +63,18 @@ def token_pass(
 
     The loss is `sum_k c_k sum_n loss_kn`, a scalar whose gradient with respect to `hidden_NH`, the head's weight and bias
     is already formed (a frozen head's is skipped); losses and log-sum-exps are detached; all in fp32 (fp64 from an fp64
-    head). Terms whose coefficient is 0 are not computed. Heads of different padded width over the same tokenizer are
-    cut to the shared vocabulary; without one, neither is, and every term must do without it. Where the teacher speaks
+    head). Terms whose coefficient is 0 are not computed. Those that compare see heads of different padded width over the same
+    tokenizer cut to the shared vocabulary; without one, neither is, and every term must do without it. A term without a
+    teacher is over the student's whole head, whatever stands beside it. Where the teacher speaks
     about some rows only, the losses of its terms are 0 on the others. `kernel` as in `kernel.row_pass`. One backward a
     call: the gradients are handed over, not kept. Raises ValueError where rows and labels differ in number, where a term
-    lacks its teacher or the vocabulary that it shares, and where log-sum-exps are asked of such a teacher.
+    lacks its teacher or the vocabulary that it shares, where log-sum-exps are asked of such a teacher, for a label beyond
+    the head (on a CPU; a GPU would wait) and for a head in fp16, whose gradients overflow.
     """
     active = [term for term in terms if coefficients[term.name] != 0]
     teacher = teacher if normalizers or any(term.needs_teacher for term in active) else None
-    vocab_size = _check(hidden_NH, head, labels_N, active, teacher, normalizers)
+    compared = _check(hidden_NH, head, labels_N, active, teacher, normalizers)
+    vocab_size = _seen(head, active, compared)
     order_N = _taught_first(teacher, len(hidden_NH))
     if order_N is not None:
         hidden_NH, labels_N = hidden_NH.index_select(0, order_N), labels_N[order_N]
@@ -83,12 +87,17 @@ def token_pass(
         head.scale,
         head.softcap,
         vocab_size,
+        compared,
         chunk_rows or _default_chunk_rows(vocab_size, teacher, hidden_NH.device),
         kernel,
         normalizers,
         values,
     )
-    loss, student_N, teacher_N, *losses = _FusedTokenLosses.apply(hidden_NH, head.weight, head.bias, spec)
+    try:
+        loss, student_N, teacher_N, *losses = _FusedTokenLosses.apply(hidden_NH, head.weight, head.bias, spec)
+    except (IndexError, RuntimeError) as error:  # asked about afterwards: asking first would wait for the device
+        _refuse_labels(labels_N, head, error)
+        raise
     return TokenPass(loss, _named(active, losses, order_N), student_N, teacher_N)
 
 
@@ -104,7 +113,8 @@ def token_values(
 ) -> dict[str, Tensor]:
     """`{term.name: losses [N]}` without any gradient: for evaluation. Checks and cutting as in `token_pass`."""
     teacher = teacher if any(term.needs_teacher for term in terms) else None
-    vocab_size = _check(hidden_NH, head, labels_N, terms, teacher)
+    compared = _check(hidden_NH, head, labels_N, terms, teacher)
+    vocab_size = _seen(head, terms, compared)
     order_N = _taught_first(teacher, len(hidden_NH))
     if order_N is not None:
         hidden_NH, labels_N = hidden_NH.index_select(0, order_N), labels_N[order_N]
@@ -112,7 +122,7 @@ def token_values(
     chunk_rows = chunk_rows or _default_chunk_rows(vocab_size, teacher, hidden_NH.device)
     sum_dtype = torch.promote_types(head.weight.dtype, torch.float32)
     losses = [labels_N.new_zeros(len(labels_N), dtype=sum_dtype) for _ in terms]
-    for chunk in chunks(hidden_NH, head, teacher, vocab_size, chunk_rows):
+    for chunk in chunks(hidden_NH, head, teacher, vocab_size, chunk_rows, compared):
         own = _terms_of(chunk, terms)
         for rows, block in chunk.blocks():
             block_losses = row_losses(
@@ -120,11 +130,27 @@ def token_values(
                 labels_N[rows],
                 [terms[index] for index in own],
                 *chunk.shapes,
+                compared,
                 _at(values, rows),
             )
             for index, losses_N in zip(own, block_losses, strict=True):
                 losses[index][rows] = losses_N
     return _named(terms, losses, order_N)
+
+
+def _refuse_labels(labels_N: Tensor, head: Head, error: Exception) -> None:
+    """ValueError that names a label beyond the head, if that is what an index failed for; a GPU has stopped by then."""
+    if labels_N.device.type == "cpu" and len(labels_N) and int(labels_N.max()) >= head.vocab_size:
+        row = int(labels_N.argmax())
+        raise ValueError(
+            f"supervised row {row} has the label {int(labels_N[row])}, and the student's head has {head.vocab_size} tokens: its "
+            f"tokenizer is another, or larger than its embeddings"
+        ) from error
+
+
+def _seen(head: Head, terms: Sequence[TokenTerm], compared: int) -> int:
+    """How many of the student's tokens a pass forms logits of: all, where a term is over the whole head."""
+    return head.vocab_size if any(not term.needs_teacher for term in terms) else compared
 
 
 def _default_chunk_rows(vocab_size: int, teacher: TeacherOutput | None, device: torch.device) -> int:
@@ -166,11 +192,15 @@ def _check(
     hidden_NH: Tensor, head: Head, labels_N: Tensor, terms: Sequence[TokenTerm], teacher: TeacherOutput | None,
     normalizers: bool = False,
 ) -> int:  # fmt: skip
-    """The vocabulary size of the pass, or ValueError."""
+    """How many tokens terms that compare see, or ValueError."""
     rows = len(hidden_NH)
     if labels_N.shape != (rows,):
         raise ValueError(
             f"one label a row: got hidden states of {rows} rows and labels of shape {tuple(labels_N.shape)}"
+        )
+    if head.weight.dtype == torch.float16:
+        raise ValueError(
+            "the student's head is in fp16, where gradients overflow under a loss scale: use bfloat16 or fp32"
         )
     needing = [term.name for term in terms if term.needs_teacher]
     if teacher is None:
@@ -221,14 +251,16 @@ class _FusedTokenLosses(torch.autograd.Function):
         kernel = row_pass(spec.kernel, hidden_NH.device)
 
         wanted = len(values) > 0
-        for chunk in chunks(hidden_NH, head, spec.teacher, spec.vocab_size, spec.chunk_rows) if wanted else ():
+        for chunk in (
+            chunks(hidden_NH, head, spec.teacher, spec.vocab_size, spec.chunk_rows, spec.compared) if wanted else ()
+        ):
             own = _terms_of(chunk, spec.terms)
             terms, coefficients = [spec.terms[index] for index in own], [spec.coefficients[index] for index in own]
             own += range(len(spec.terms), len(values))
             for rows, block in chunk.blocks():
                 result = kernel(
                     *chunk.products(block), spec.labels_N[rows], terms, coefficients, *chunk.shapes, spec.normalizers,
-                    _at(spec.row_values, rows),
+                    spec.compared, _at(spec.row_values, rows),
                 )  # fmt: skip
                 for index, own_N in zip(own, [*result.losses, *result.log_normalizers], strict=True):
                     values[index, rows] = own_N

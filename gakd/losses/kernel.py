@@ -14,8 +14,9 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from gakd.losses.functional import logit_gradient
+from gakd.losses.functional import LOWEST_LOG_PROB, honest, logit_gradient
 from gakd.types import LogitShape, TokenChunk, TokenTerm
 
 Kernel = Literal["auto", "eager", "compiled"]
@@ -33,11 +34,11 @@ def block_rows(rows: int, vocab_size: int, device: torch.device) -> int:
 
 def row_losses(
     product_NV: Tensor, teacher_product_NV: Tensor | None, labels_N: Tensor, terms: Sequence[TokenTerm],
-    shape: LogitShape, teacher_shape: LogitShape, row_values: dict[str, Tensor] | None = None,
+    shape: LogitShape, teacher_shape: LogitShape, compared: int | None = None, row_values: dict[str, Tensor] | None = None,
 ) -> list[Tensor]:  # fmt: skip
-    """Losses `[N]` of each term, from raw products of hidden states and heads."""
-    chunks = _Chunks(product_NV, teacher_product_NV, labels_N, shape, teacher_shape, row_values)
-    return [term.chunk_losses(chunks.at(term.temperature)) * term.scale for term in terms]
+    """Losses `[N]` of each term, from raw products of hidden states and heads; `compared` as in `row_losses_and_gradient`."""
+    chunks = _Chunks(product_NV, teacher_product_NV, labels_N, shape, teacher_shape, compared, row_values)
+    return [honest(term.chunk_losses(chunks.of(term))) * term.scale for term in terms]
 
 
 class RowResult(NamedTuple):
@@ -51,35 +52,42 @@ class RowResult(NamedTuple):
 def row_losses_and_gradient(
     product_NV: Tensor, teacher_product_NV: Tensor | None, labels_N: Tensor, terms: Sequence[TokenTerm],
     coefficients: Sequence[float] | Tensor, shape: LogitShape, teacher_shape: LogitShape, normalizers: bool = False,
-    row_values: dict[str, Tensor] | None = None,
+    compared: int | None = None, row_values: dict[str, Tensor] | None = None,
 ) -> RowResult:  # fmt: skip
     """Losses of each term, and the gradient of their weighted sum with respect to the student's raw product.
 
+    Terms that compare see the first `compared` tokens of the student's, those that both models have; the others see all.
     Terms give gradients with respect to log-probabilities at their temperature; `logit_gradient` and a division by the
-    temperature make them gradients of logits, once for all terms of one temperature.
+    temperature make them gradients of logits, once for all terms of one temperature and vocabulary.
     """
-    chunks = _Chunks(product_NV, teacher_product_NV, labels_N, shape, teacher_shape, row_values)
+    chunks = _Chunks(product_NV, teacher_product_NV, labels_N, shape, teacher_shape, compared, row_values)
     losses: dict[int, Tensor] = {}
     total_NV: Tensor | None = None
-    for temperature in dict.fromkeys(term.temperature for term in terms):
-        chunk = chunks.at(temperature)
+    # Terms with a teacher first: their gradient is dense and becomes the sum, a label's is then added at one place.
+    ordered = sorted(enumerate(terms), key=lambda entry: not entry[1].needs_teacher)
+    for key in dict.fromkeys(chunks.key(term) for term in terms):
+        chunk = chunks.at(*key)
         gradient_NV: Tensor | None = None
-        # Terms with a teacher first: their gradient is dense and becomes the sum, a label's is then added at one place.
-        for index, term in sorted(enumerate(terms), key=lambda entry: not entry[1].needs_teacher):
-            if term.temperature == temperature:
-                factor = coefficients[index] * term.scale / temperature
+        for index, term in ordered:
+            if chunks.key(term) == key:
+                factor = coefficients[index] * term.scale / term.temperature
                 losses_N, gradient_NV = term.accumulate_(chunk, factor, gradient_NV)
+                losses_N = honest(losses_N)
                 losses[index] = losses_N * term.scale if term.scale != 1.0 else losses_N
         assert gradient_NV is not None
         own_NV = logit_gradient(gradient_NV, chunk.student_probs_NV)
-        total_NV = own_NV if total_NV is None else total_NV.add_(own_NV)
+        if total_NV is None:
+            missing = chunks.logits_NV.shape[1] - own_NV.shape[1]
+            total_NV = pad(own_NV, (0, missing)) if missing else own_NV
+        else:
+            total_NV[:, : own_NV.shape[1]].add_(own_NV)
     gradient_NV = None if total_NV is None else shape.through_(total_NV, chunks.logits_NV)
-    ordered = [losses[index] for index in range(len(terms))]
-    return RowResult(ordered, gradient_NV, chunks.log_normalizers() if normalizers else [])
+    in_order = [losses[index] for index in range(len(terms))]
+    return RowResult(in_order, gradient_NV, chunks.log_normalizers() if normalizers else [])
 
 
 class _Chunks:
-    """The rows at each temperature that a term asks for."""
+    """The rows at each temperature and over each vocabulary that a term asks for."""
 
     def __init__(
         self,
@@ -88,41 +96,56 @@ class _Chunks:
         labels_N: Tensor,
         shape: LogitShape,
         teacher_shape: LogitShape,
+        compared: int | None,
         row_values: dict[str, Tensor] | None,
     ) -> None:
         self.labels_N, self.row_values = labels_N, row_values
         self.logits_NV = shape.logits(product_NV)
-        self.teacher_logits_NV = None if teacher_product_NV is None else teacher_shape.logits(teacher_product_NV)
-        self._at: dict[float, TokenChunk] = {}
+        self.teacher_logits_NV: Tensor | None = None
+        if teacher_product_NV is not None:
+            self.teacher_logits_NV = teacher_shape.logits(teacher_product_NV).to(self.logits_NV.dtype)
+        self.compared = self.logits_NV.shape[1] if compared is None else compared
+        self._at: dict[tuple[float, int], TokenChunk] = {}
+        self._log_normalizers: dict[tuple[float, int], list[Tensor]] = {}
 
-    def at(self, temperature: float) -> TokenChunk:
-        if temperature not in self._at:
-            log_q_NV, q_NV = log_probs_and_probs(self.logits_NV, temperature)
-            log_p_NV, p_NV = None, None
-            if self.teacher_logits_NV is not None:
-                log_p_NV, p_NV = log_probs_and_probs(self.teacher_logits_NV, temperature)
-            self._at[temperature] = TokenChunk(log_q_NV, log_p_NV, self.labels_N, q_NV, p_NV, self.row_values)
-        return self._at[temperature]
+    def key(self, term: TokenTerm) -> tuple[float, int]:
+        """The temperature of a term, and how many of the student's tokens it sees."""
+        return term.temperature, self.compared if term.needs_teacher else self.logits_NV.shape[1]
+
+    def of(self, term: TokenTerm) -> TokenChunk:
+        return self.at(*self.key(term))
+
+    def at(self, temperature: float, size: int) -> TokenChunk:
+        key = temperature, size
+        if key not in self._at:
+            own_NV = self.logits_NV if size == self.logits_NV.shape[1] else self.logits_NV[:, :size]
+            log_q_NV, q_NV, normalizer_N = log_probs_and_probs(own_NV, temperature)
+            log_p_NV, p_NV, normalizers = None, None, [normalizer_N]
+            if self.teacher_logits_NV is not None and size == self.compared:
+                log_p_NV, p_NV, normalizer_N = log_probs_and_probs(self.teacher_logits_NV, temperature)
+                normalizers.append(normalizer_N)
+            self._at[key] = TokenChunk(log_q_NV, log_p_NV, self.labels_N, q_NV, p_NV, self.row_values)
+            self._log_normalizers[key] = normalizers
+        return self._at[key]
 
     def log_normalizers(self) -> list[Tensor]:
-        """Of the logits as they are, at temperature 1: a logit less its log-probability, any token's."""
-        chunk = self.at(1.0)
-        normalizers = [self.logits_NV[:, 0] - chunk.student_log_probs_NV[:, 0]]
-        if self.teacher_logits_NV is not None:
-            normalizers.append(self.teacher_logits_NV[:, 0] - chunk.teacher_log_probs_NV[:, 0])
-        return normalizers
+        """Of the logits as they are, at temperature 1, over the tokens that are compared."""
+        self.at(1.0, self.compared)
+        return self._log_normalizers[1.0, self.compared]
 
 
-def log_probs_and_probs(logits_NV: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Both from one exponential: `log q = z - (z_max - log q_max)`, and the likeliest token's q is at least 1/V.
+def log_probs_and_probs(logits_NV: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """`log q`, q and log-sum-exps `[N]`, from one exponential; the likeliest token's q is at least 1/V.
 
-    One way for both models, so that equal ones agree to the last bit.
+    `log q = (z - z_max) + log q_max`: to an ulp of itself, not of the logits, which may be large. Floored, so that a token
+    that is excluded (a logit of -inf) has a finite one. One way for both models, so that equal ones agree to the last bit.
     """
     if temperature != 1.0:
         logits_NV = logits_NV / temperature
     probs_NV = torch.softmax(logits_NV, dim=-1)
-    log_normalizer_N1 = logits_NV.amax(-1, keepdim=True) - probs_NV.amax(-1, keepdim=True).log()
-    return logits_NV - log_normalizer_N1, probs_NV
+    highest_N1, log_highest_N1 = logits_NV.amax(-1, keepdim=True), probs_NV.amax(-1, keepdim=True).log()
+    log_probs_NV = (logits_NV - highest_N1).add_(log_highest_N1).clamp_(min=LOWEST_LOG_PROB)
+    return log_probs_NV, probs_NV, (highest_N1 - log_highest_N1).squeeze(-1)
 
 
 RowPass = Callable[..., RowResult]

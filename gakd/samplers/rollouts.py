@@ -33,8 +33,8 @@ def policy_log_probs(
 ) -> list[Tensor]:
     """The student's log-probabilities of each batch's labels, `[N]`, in evaluation mode, as it was when it wrote them.
 
-    Give the teacher's outputs where the objective has terms that compare with it: probabilities are then over the
-    vocabulary that both share, in either place.
+    Over its whole head, as `PolicyGradient` has it. Give the teacher's outputs for what is compared with the teacher's
+    probabilities: they are then over the vocabulary that both share.
     """
     outputs = [None] * len(window) if taught is None else list(taught)
     with evaluating(distiller):

@@ -85,7 +85,7 @@ def main(config: Config) -> None:
         window = resample(text, mixed_text, run.step, data.pad_token_id)
         with run.inference():
             taught, taught_text = [[teacher(batch) for batch in batches] for batches in (window, text)]
-            rollout = rollout_of(window, policy_log_probs(distiller, window, taught), teacher_log_probs(window, taught))
+            rollout = rollout_of(window, policy_log_probs(distiller, window), teacher_log_probs(window, taught))
         window = with_advantages(window, rollout, reward)
         counts, text_counts = run.counts(window), run.counts(text, "cross_entropy", "forward_kl")
         policy = objective.coefficients(run.step, counts).only("policy_gradient", "reverse_kl")

@@ -65,14 +65,14 @@ def test_log_probs_are_those_of_a_plain_forward(student, teacher, temperature):
         assert_close(torch.cat(log_probs), expected)
 
 
-def test_a_narrower_teacher_cuts_the_students_vocabulary_as_the_losses_do(student):
-    """Ratios of the policy gradient are then exactly 1 before the first update."""
+def test_beside_a_narrower_teacher_a_policy_gradient_is_over_the_students_whole_head(student):
+    """Ratios are then exactly 1 before the first update; what compares with the teacher sees the tokens that both have."""
     narrow = LocalTeacher(tiny.model(vocab_size=260, width=48, seed=2, scale=9.0))
     batches = window(2, 2)
     distiller = Distiller(student, PolicyGradient() + ReverseKL())
     taught = [narrow(batch) for batch in batches]
-    log_probs = policy_log_probs(distiller, batches, taught)
-    assert_close(torch.cat(log_probs), torch.cat([plain_log_probs(student, sample, 1.0, 260) for sample in SAMPLES]))
+    log_probs = policy_log_probs(distiller, batches)
+    assert_close(torch.cat(log_probs), torch.cat([plain_log_probs(student, sample, 1.0) for sample in SAMPLES]))
     made = with_advantages(
         batches, rollout_of(batches, log_probs, teacher_log_probs(batches, taught)), TeacherLogRatio()
     )
