@@ -35,6 +35,8 @@ class Distiller(nn.Module):
         super().__init__()
         self.student = student
         head_of(student)  # proven before it is wrapped, and cut over ranks
+        if chunk_rows is not None and chunk_rows < 1:
+            raise ValueError(f"chunk_rows is a number of rows, at least 1, or None for the default, got {chunk_rows}")
         self.chunk_rows = chunk_rows
         self.kernel: Kernel = kernel
         self._token_terms = cast("list[TokenTerm]", [term for term in objective if term.unit == "token"])
@@ -98,6 +100,11 @@ class Distiller(nn.Module):
             live_NR = readout.live(live_NH, head, coefficients.step_rows, tokens.log_normalizers_N)
             normalizers = tokens.log_normalizers_N, tokens.teacher_log_normalizers_N
             rows = StudentRows(live_NR, hidden_NH.detach(), *normalizers)
+        if self.training and torch.is_grad_enabled() and not loss.requires_grad:
+            raise ValueError(
+                "nothing of the student trains: a LocalTeacher freezes its model, so student and teacher are two objects; give "
+                "the teacher a copy (copy.deepcopy), or unfreeze the student"
+            )
         return StudentOutput(loss, losses, rows)
 
     @torch.no_grad()

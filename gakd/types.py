@@ -51,8 +51,17 @@ class Batch(NamedTuple):
 
     @classmethod
     def of(cls, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, keys: tuple[str, ...] = ()) -> Batch:
-        """A batch from its tensors; waits for the device once."""
+        """A batch from its tensors; waits for the device once.
+
+        Raises ValueError where sequences are not padded on the right alone, and for labels on padding.
+        """
         mask_BT = labels != IGNORE_INDEX
+        if bool((attention_mask[:, 1:] > attention_mask[:, :-1]).any()) or bool((attention_mask[:, :1] == 0).any()):
+            raise ValueError(
+                "a batch is padded on the right: its attention mask is ones, then zeros; got padding before or between tokens"
+            )
+        if bool((mask_BT & (attention_mask == 0)).any()):
+            raise ValueError(f"padding has no label: give {IGNORE_INDEX} where the attention mask is 0")
         rows_N = mask_BT.flatten().nonzero().squeeze(-1)
         sequence_N, lengths = rows_N // labels.shape[1], tuple(mask_BT.sum(1).tolist())
         within_N = mask_BT.cumsum(1).flatten()[rows_N] - 1

@@ -34,7 +34,7 @@ class Ramp:
     steps: int = 1
 
     def __post_init__(self) -> None:
-        _check_span("ramp", self.start, self.steps)
+        _check_span("ramp", self.start, self.steps, self.weight)
 
     def __call__(self, step: int) -> float:
         return self.weight * min(max((step - self.start + 1) / self.steps, 0.0), 1.0)
@@ -53,7 +53,7 @@ class Cosine:
     steps: int = 1
 
     def __post_init__(self) -> None:
-        _check_span("cosine", self.start, self.steps)
+        _check_span("cosine", self.start, self.steps, self.first, self.last)
 
     def __call__(self, step: int) -> float:
         progress = min(max((step - self.start) / self.steps, 0.0), 1.0)
@@ -90,6 +90,7 @@ def stepwise(changes: dict[int, float]) -> Stepwise:
     """A weight that changes at the steps of `{step: weight}` and stays until the next; 0 before the first."""
     if not changes or min(changes) < 0:
         raise ValueError(f"stepwise needs at least one {{step: weight}} with steps from 0, got {changes}")
+    _check_finite("stepwise", *changes.values())
     return Stepwise(tuple(sorted(changes.items())))
 
 
@@ -156,6 +157,14 @@ class Balanced(nn.Module):
         return f"balanced({weight_text(self.share)})"
 
 
-def _check_span(name: str, start: int, steps: int) -> None:
-    if steps < 1 or start < 0:
+def _check_span(name: str, start: int, steps: int, *weights: float) -> None:
+    if not (steps >= 1 and start >= 0 and math.isfinite(start + steps)):
         raise ValueError(f"a {name} needs start >= 0 and steps >= 1, got start={start}, steps={steps}")
+    _check_finite(name, *weights)
+
+
+def _check_finite(name: str, *weights: float) -> None:
+    if not all(math.isfinite(weight) for weight in weights):
+        raise ValueError(
+            f"the weights of a {name} are finite numbers, got {', '.join(format(weight, 'g') for weight in weights)}"
+        )

@@ -266,3 +266,34 @@ def test_a_students_map_trains_with_the_student_and_waits_with_a_zero_gradient_u
         output = step.distiller(batch, teacher_output, coefficients)
         (output.loss + step.adversarial(output, teacher_output, batch, coefficients).loss).backward()
         assert bool(weight.grad.abs().sum() > 0) is moves
+
+
+@pytest.mark.parametrize(
+    ("mask", "labels"),
+    [
+        ([[0, 1, 1]], [[-100, 5, 6]]),  # padded on the left
+        ([[1, 0, 1]], [[5, -100, 6]]),
+        ([[1, 1, 0]], [[5, 6, 7]]),  # a label on padding
+        ([[0, 0, 0]], [[-100, -100, -100]]),
+    ],
+)
+def test_a_batch_that_is_not_padded_on_the_right_or_has_labels_on_padding_is_refused(mask, labels):
+    ids = torch.tensor([[4, 5, 6]])
+    with pytest.raises(ValueError, match=r"padded on the right|padding has no label"):
+        Batch.of(ids, torch.tensor(mask), torch.tensor(labels))
+
+
+def test_one_object_as_student_and_teacher_says_what_to_do():
+    model, batch = tiny.model(VOCAB), batch_of(sequences(2))
+    objective = 1.0 * CrossEntropy() + 1.0 * ReverseKL()
+    distiller = Distiller(model, objective).train()
+    teacher = LocalTeacher(model)
+    model.train()
+    with pytest.raises(ValueError, match=r"two objects; give the teacher a copy"):
+        distiller(batch, teacher(batch), objective.coefficients(0, Counts(len(batch.rows_N), 2)))
+
+
+@pytest.mark.parametrize("rows", [0, -1])
+def test_a_chunk_of_no_rows_is_refused(rows):
+    with pytest.raises(ValueError, match="chunk_rows is a number of rows, at least 1"):
+        Distiller(tiny.model(VOCAB), 1.0 * CrossEntropy(), chunk_rows=rows)

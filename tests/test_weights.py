@@ -154,3 +154,15 @@ def test_its_state_is_saved_with_the_adversary_and_it_weighs_nothing_else():
         ValueError, match=r"balanced\(0.5\) weighs an adversary against the token terms, got it for cross_entropy"
     ):
         Distiller(step.student, balanced(0.5) * CrossEntropy())
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: ramp(math.nan), lambda: ramp(math.inf), lambda: ramp(1.0, start=math.nan), lambda: ramp(1.0, steps=math.inf),
+        lambda: cosine(1.0, math.nan), lambda: stepwise({0: math.inf}),
+    ],
+)  # fmt: skip
+def test_a_schedule_of_numbers_that_are_none_is_refused(build):
+    with pytest.raises(ValueError, match=r"finite numbers|needs start"):
+        build()

@@ -113,8 +113,13 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedToke
 
 def window_of(name: str, trust_remote_code: bool = False) -> int | None:
     """Positions that a model's configuration names; None where it names none."""
-    config = _load(AutoConfig.from_pretrained, name, trust_remote_code=trust_remote_code).get_text_config()
-    windows = [getattr(config, own, None) for own in ("max_position_embeddings", "max_seq_len", "max_sequence_length")]
+    return window_of_config(_load(AutoConfig.from_pretrained, name, trust_remote_code=trust_remote_code))
+
+
+def window_of_config(config: PreTrainedConfig) -> int | None:
+    """Positions that a configuration names; None where it names none."""
+    text = config.get_text_config()
+    windows = [getattr(text, own, None) for own in ("max_position_embeddings", "max_seq_len", "max_sequence_length")]
     return next((window for window in windows if isinstance(window, int) and window > 0), None)
 
 

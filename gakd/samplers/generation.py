@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from gakd.data.ends import channel_header, end_ids
+from gakd.models.loading import window_of_config
 from gakd.models.lora import base_of
 from gakd.models.mode import device_of, evaluating
 from gakd.samplers.writing import batches, writing_of
@@ -31,8 +33,11 @@ class Sampling:
     """Of the sampling; MiniLLM averages over 10, 20, 30, 40 and 50."""
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1 or self.temperature < 0 or not 0 < self.top_p <= 1:
-            raise ValueError(f"sampling needs max_new_tokens >= 1, temperature >= 0 and top_p in (0, 1], got {self}")
+        whole = isinstance(self.max_new_tokens, int) and self.max_new_tokens >= 1
+        if not (whole and 0 <= self.temperature < math.inf and 0 < self.top_p <= 1):
+            raise ValueError(
+                f"sampling needs a whole max_new_tokens >= 1, a finite temperature >= 0 and top_p in (0, 1], got {self}"
+            )
 
 
 class Generation(NamedTuple):
@@ -58,15 +63,19 @@ def generate(
     sampling: Sampling,
     batch_size: int = 8,
     on_progress: Callable[[int], None] | None = None,
+    max_length: int | None = None,
 ) -> list[Generation]:
     """One response per prompt (token ids), in the order of the prompts.
+
+    None is longer than fits `max_length` tokens of prompt and response, nor the model's own window, where its configuration
+    names one: nothing is drawn that is cut off again. Near the window prompts of one length share a batch.
 
     The same seed, prompts and batch size give the same responses. What the checkpoint's own generation config asks for
     (top-k 20 at Qwen3, a repetition penalty at Qwen2.5) is not applied: tokens come from the model's distribution,
     changed by `sampling` alone. It stops at every end that the model's generation config, the tokenizer and its template
     know (`end_ids`). `on_progress` is called after each batch with the number of prompts in it. A model that
     is sharded over ranks (`fully_shard`) takes the steps of the longest response among them, so each rank calls this
-    with equally many batches. Raises ValueError for an empty prompt.
+    with equally many batches. Raises ValueError for an empty prompt, and for one that fills the window.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -77,7 +86,10 @@ def generate(
     config.use_cache = writing_of(model).cached
     responses: dict[int, Generation] = {}
     with evaluating(model), _generation_config(base, config), seeded(device, sampling.seed):
-        for indices in batches([model], prompts, batch_size):
+        window = window_of_config(base.config)
+        near = window is not None and _longest_text(prompts, sampling, max_length) > window
+        for indices in batches([model], prompts, batch_size, one_length=near):
+            config.max_new_tokens = room([prompts[index] for index in indices], sampling, max_length, window)
             input_ids, attention_mask = left_padded([prompts[index] for index in indices], pad_token_id)
             output = cast(Any, base).generate(
                 input_ids=input_ids.to(device), attention_mask=attention_mask.to(device), generation_config=config
@@ -87,6 +99,24 @@ def generate(
             if on_progress is not None:
                 on_progress(len(indices))
     return [responses[index] for index in range(len(prompts))]
+
+
+def _longest_text(prompts: Sequence[Sequence[int]], sampling: Sampling, max_length: int | None) -> int:
+    longest = max(map(len, prompts), default=0) + sampling.max_new_tokens
+    return longest if max_length is None else min(longest, max(max_length, *map(len, prompts), 0))
+
+
+def room(prompts: Sequence[Sequence[int]], sampling: Sampling, max_length: int | None, window: int | None) -> int:
+    """Tokens that a batch may be continued by: as the shortest prompt needs, and as the window allows the longest."""
+    shortest, longest = min(map(len, prompts)), max(map(len, prompts))
+    if window is not None and longest >= window:
+        raise ValueError(
+            f"a prompt of {longest} tokens fills the model's window of {window}: lower --max-prompt-length"
+        )
+    limits = [sampling.max_new_tokens]
+    limits += [] if max_length is None else [max(max_length - shortest, 1)]
+    limits += [] if window is None else [window - longest]
+    return min(limits)
 
 
 def generation_config(tokenizer: PreTrainedTokenizerBase, sampling: Sampling, ends: Sequence[int]) -> GenerationConfig:

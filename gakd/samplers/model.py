@@ -30,9 +30,11 @@ class ModelSampler:
     def __call__(self, samples: Sequence[Sample], step: int) -> list[Sample]:
         prompts = [sample.prompt_ids for sample in samples]
         sampling = replace(self.sampling, seed=seed_of(self.sampling.seed, step))
-        answered, cut = [], 0
+        answered, cut, size = [], 0, max(len(prompts), 1)
         for prompt, generation in zip(
-            prompts, generate(self.model, self.tokenizer, prompts, sampling, max(len(prompts), 1)), strict=True
+            prompts,
+            generate(self.model, self.tokenizer, prompts, sampling, size, max_length=self.max_length),
+            strict=True,
         ):
             room = None if self.max_length is None else max(self.max_length - len(prompt), 1)
             response_ids = generation.response_ids[:room]

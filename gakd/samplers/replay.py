@@ -79,16 +79,16 @@ class ReplaySampler:
         else r < threshold                                        replay, uniform without replacement within a step
         else                                                      the samples as they are
 
-    The buffer holds the rank's last `capacity` sequences; a step of more sequences than that is never replayed. A replay has
-    prompts of its own, not those it was given. `source` says which it was in the last call.
+    The buffer holds the rank's last `capacity` sequences. A replay has prompts of its own, not those it was given. `source`
+    says which it was in the last call.
 
     Ranks that share a sharded student must all generate, or none. So r is a function of seed and step, the same on all
     ranks, and a buffer counts as full when every rank's is: what decides is exchanged in the steps with new <= r < threshold,
     since ranks may have had unlike numbers of sequences. Each rank replays from its own buffer by draws of its own, mixed
     with `rank`. (In the release each rank and micro-batch draws for itself, and steps count from 1; here from 0.)
 
-    ValueError for a threshold outside [0, 1], a step outside [0, total_steps], and for a student that gives importance
-    weights: they compare with the student that wrote, which a replay no longer meets.
+    ValueError for a threshold outside [0, 1], a step outside [0, total_steps], more sequences than the capacity, and for a
+    student that gives importance weights: they compare with the student that wrote, which a replay no longer meets.
     """
 
     def __init__(
@@ -114,6 +114,10 @@ class ReplaySampler:
         self.source: Literal["dataset", "student", "replay"] = "dataset"
 
     def __call__(self, samples: Sequence[Sample], step: int) -> list[Sample]:
+        if len(samples) > self.capacity:
+            raise ValueError(
+                f"a buffer of {self.capacity} sequences never replays a step of {len(samples)}: give a capacity of that or more"
+            )
         threshold, new = self.shares(step)
         seed = seed_of(self.seed, step)
         # Strings are hashed into seeds: one stream each, none that of a mixture with the same seed.
@@ -121,7 +125,7 @@ class ReplaySampler:
         if r >= threshold:
             self.source = "dataset"
             return list(samples)
-        full = len(self.buffer) == self.capacity >= len(samples)
+        full = len(self.buffer) == self.capacity
         if r >= new and _on_all_ranks(full):
             self.source = "replay"
             return random.Random(f"{seed} replay of rank {self.rank}").sample(self.buffer, len(samples))

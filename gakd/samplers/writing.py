@@ -34,13 +34,15 @@ def writing_of(model: nn.Module) -> Writing:
     return getattr(base, _KNOWN)
 
 
-def batches(models: Sequence[nn.Module], prompts: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
+def batches(
+    models: Sequence[nn.Module], prompts: Sequence[Sequence[int]], batch_size: int, one_length: bool = False
+) -> list[list[int]]:
     """Indices of the prompts, batch by batch: of like length, so that there is little padding, or of one length.
 
-    Of one length where padding on the left changes what one of the models says next (recurrent models, chunked attention).
-    Sorting is stable, so the order is a function of the prompts.
+    Of one length where that is asked for, and where padding on the left changes what one of the models says next (recurrent
+    models, chunked attention). Sorting is stable, so the order is a function of the prompts.
     """
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    apart = any(writing_of(model).one_length for model in models)
+    apart = one_length or any(writing_of(model).one_length for model in models)
     groups = [list(group) for _, group in groupby(order, key=lambda index: len(prompts[index]))] if apart else [order]
     return [group[start : start + batch_size] for group in groups for start in range(0, len(group), batch_size)]

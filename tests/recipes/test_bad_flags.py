@@ -172,7 +172,7 @@ def test_any_flags_are_refused_in_one_line_or_train_on_finite_numbers(material, 
         ("--max-length", 10**9, "error: "),
         ("--max-prompt-length", 10**9, "error: --max-prompt-length 1000000000 leaves no room"),
         ("--epochs", 10**12, "ran"),  # --steps goes before it
-        ("--warmup-steps", 10**12, "ran"),
+        ("--warmup-steps", 10**12, "error: --warmup-steps 1000000000000 is longer than the run"),
         ("--save-every", 10**12, "ran"),
         ("--keep-checkpoints", 10**12, "ran"),
         ("--examples", 10**9, "ran"),

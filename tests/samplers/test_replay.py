@@ -115,10 +115,10 @@ def test_the_buffer_keeps_the_last_that_were_written_and_a_replay_takes_nothing_
     assert "replay" not in sources[: [*sources].index("student") + 2]  # 3 and 6 of 7 are not full
 
 
-def test_a_step_of_more_sequences_than_the_buffer_holds_is_the_students():
+def test_a_step_of_more_sequences_than_the_buffer_holds_is_refused():
     sampler = filled(1.0, 2, capacity=2, schedule="increasing")
-    sampler(SAMPLES, 0)
-    assert sampler.source == "student"
+    with pytest.raises(ValueError, match="a buffer of 2 sequences never replays a step of 3: give a capacity of that"):
+        sampler(SAMPLES, 0)
     sampler(SAMPLES[:2], 0)
     assert sampler.source == "replay"
 
