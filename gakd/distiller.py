@@ -12,9 +12,11 @@ from gakd.adversary.adversarial import Adversarial
 from gakd.losses.divergences import CrossEntropy
 from gakd.losses.fused import token_pass, token_values
 from gakd.losses.kernel import Kernel
+from gakd.losses.policy_gradient import SampledTokenLoss
 from gakd.losses.router_balance import RouterBalance, asks_for_balance
 from gakd.models.heads import head_of, hidden_rows
 from gakd.models.lora import base_of
+from gakd.models.mode import switch_off_dropout
 from gakd.models.parts import backbone_of, routed_rows
 from gakd.models.sharding import inside
 from gakd.objective import Coefficients, Objective
@@ -44,6 +46,12 @@ class Distiller(nn.Module):
         if len(adversaries) > 1:
             raise ValueError(
                 f"an objective holds one adversary, got {[term.name for term in adversaries]}: combine them in a discriminator"
+            )
+        if any(isinstance(term, SampledTokenLoss) for term in objective) and switch_off_dropout(student):
+            # Probabilities of a text are taken before its first update: with another dropout no ratio would be 1 there.
+            warnings.warn(
+                "dropout is off: a policy gradient compares the student with what it was when it wrote, in one mode",
+                stacklevel=2,
             )
         self._balance = next((term for term in objective if isinstance(term, RouterBalance)), None)
         if self._balance is None and asks_for_balance(student):

@@ -14,7 +14,10 @@ from gakd.types import TokenChunk
 
 
 class SampledTokenLoss(TokenLoss):
-    """A token term of the label's log-probability alone; write `of_labels`, and autograd or a closed form follows from it."""
+    """A token term of the label's log-probability alone; write `of_labels`, and autograd or a closed form follows from it.
+
+    Beside one, `Distiller` switches off the student's dropout: old and new log-probabilities are of one mode.
+    """
 
     needs_teacher = False
 

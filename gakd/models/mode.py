@@ -39,3 +39,15 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def device_of(model: nn.Module) -> torch.device:
     """Where the model's first parameter is, and its inputs belong."""
     return next(model.parameters()).device
+
+
+def switch_off_dropout(model: nn.Module) -> list[str]:
+    """Sets each dropout of a model to 0 for good, its configuration aside; returns the names of those that were above."""
+    changed = []
+    for path, module in model.named_modules():
+        for name, value in vars(module).items():
+            of_dropout = "drop" in name or (name == "p" and isinstance(module, nn.modules.dropout._DropoutNd))
+            if of_dropout and isinstance(value, float) and value > 0:
+                setattr(module, name, 0.0)
+                changed.append(f"{path}.{name}".lstrip("."))
+    return changed

@@ -43,8 +43,8 @@ def check_flags(config: Any) -> None:
     share = values.get("batch_size", 0) // (values.get("devices", 1) * values.get("num_nodes", 1) or 1)
     if "replay_capacity" in values and values["replay_capacity"] < share:
         raise InputError(
-            f"--replay-capacity {values['replay_capacity']} is less than the {share} sequences that a process takes in a step, and "
-            f"so is never replayed: give {share} or more"
+            f"--replay-capacity {values['replay_capacity']} is less than the {share} sequences that a process takes in a step, "
+            f"and so is never replayed: give {share} or more"
         )
     lengths = {name: value for name, value in flags_of(config) if name in {"max_length", "max_prompt_length"}}
     if len(lengths) == 2 and lengths["max_prompt_length"] >= lengths["max_length"]:

@@ -12,6 +12,8 @@ from gakd.losses import PolicyGradient
 from gakd.rewards import RewardToGo, TeacherLogRatio, Whiten
 from gakd.samplers import Sample, model_log_probs, policy_log_probs, rollout_of, teacher_log_probs, with_advantages
 from tests import tiny
+from tests.architecture_table import two_rows
+from tests.architectures import tiny_model
 
 PAD = 256
 SAMPLES = [
@@ -134,3 +136,23 @@ def test_row_values_have_one_number_a_row(student):
     both = batch.with_row_values({"one": torch.zeros(11)}).with_row_values({"two": torch.ones(11)})
     assert both.row_values is not None
     assert both.row_values.values.keys() == {"one", "two"}
+
+
+def test_ratios_are_one_before_the_first_update_whatever_the_students_dropout():
+    """Attention's, the residual's and LoRA's: the pass is in training mode, the old log-probabilities are not."""
+    peft = pytest.importorskip("peft", reason="the extra gakd[lora]")
+    from gakd.models import add_lora
+
+    dropped = tiny_model("GPT-2")
+    assert {dropped.transformer.drop.p, dropped.transformer.h[0].attn.attn_dropout.p} == {0.1}
+    dropped = add_lora(dropped, 4, 8, 0.5)
+    assert isinstance(dropped, peft.PeftModel)
+    with pytest.warns(UserWarning, match="dropout is off: a policy gradient"):
+        distiller = Distiller(dropped, 1.0 * PolicyGradient()).train()
+    batch = two_rows()
+    (old,) = policy_log_probs(distiller, [batch])
+    ones = torch.ones_like(old)
+    batch = batch.with_row_values({"advantages": ones, "old_log_probs": old})
+    losses = distiller(batch, None, _ones(distiller, "policy_gradient")).token_losses["policy_gradient"]
+    assert_close(-losses, ones)
+    assert dropped.get_base_model().config.attn_pdrop == 0.1, "what is exported is as it was"
