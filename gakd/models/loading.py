@@ -141,11 +141,13 @@ def load_model(
 ) -> PreTrainedModel:
     """A causal language model in evaluation mode; `layers` as in `prune_layers`.
 
-    A vision-language model is loaded whole, and reads text alone. ModelError for an encoder-decoder.
+    A vision-language model is loaded whole, and reads text alone. ModelError for an encoder-decoder, and for weights that are
+    not finite.
     """
     _refuse_adapter(name)
     kind = kind_of(_load(AutoConfig.from_pretrained, name, trust_remote_code=trust_remote_code), name)
     model = _load(kind.from_pretrained, name, dtype=dtype, trust_remote_code=trust_remote_code)
+    _refuse_broken_weights(model, name)
     return (prune_layers(model, layers) if layers else model).eval()
 
 
@@ -163,6 +165,18 @@ def kind_of(config: PreTrainedConfig, name: str) -> Any:
     if of_text_alone and type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
         return AutoModelForImageTextToText
     return AutoModelForCausalLM
+
+
+def _refuse_broken_weights(model: PreTrainedModel, name: str) -> None:
+    for own, weight in model.named_parameters():
+        # A sum is finite where all are, nearly always; counting takes a tensor more.
+        if not torch.isfinite(weight.detach().sum(dtype=torch.float32)):
+            broken = int((~torch.isfinite(weight.detach())).sum())
+            if broken:
+                raise ModelError(
+                    f"{name!r} has {broken} values that are not finite in {own}: its files are damaged, or its "
+                    f"training diverged; give another checkpoint"
+                )
 
 
 def load_backbone(

@@ -268,3 +268,14 @@ def test_recomputed_activations_that_a_model_cannot_have_are_one_line(tmp_path):
     architectures.tiny_model("CTRL").save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"^CTRLLMHeadModel cannot recompute its activations: leave out"):
         load_student(ModelConfig(str(tmp_path), lora_rank=0, activation_checkpointing=True))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_named_at_load(value, tmp_path):
+    """Also in a row of the embeddings that no text of the proof reads."""
+    model = tiny.model()
+    with torch.no_grad():
+        model.model.embed_tokens.weight[200, 3] = value
+    model.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"has 1 values that are not finite in model.embed_tokens.weight: its files"):
+        load_model(str(tmp_path))
