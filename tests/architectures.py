@@ -12,7 +12,9 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from gakd.models.loading import kind_of
 
 Row = tuple[str, dict[str, Any]]
 """The class of a configuration, by its name in transformers, and its arguments; an argument may be a row itself."""
@@ -326,9 +328,12 @@ def tiny_config(name: str) -> PreTrainedConfig:
 
 def tiny_model(name: str, seed: int = 0) -> PreTrainedModel:
     """A model in fp32 for evaluation, whose every weight shows in its logits: matrices, biases and norms are random."""
-    config = tiny_config(name)
-    causal = type(config) in AutoModelForCausalLM._model_mapping
-    auto = AutoModelForCausalLM if causal else AutoModelForImageTextToText
+    return random_model(tiny_config(name), seed)
+
+
+def random_model(config: PreTrainedConfig, seed: int = 0) -> PreTrainedModel:
+    """`tiny_model` of a configuration that was changed, of the class that loading would take."""
+    auto = kind_of(config, config.model_type)
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         model = auto.from_config(config, dtype=torch.float32)

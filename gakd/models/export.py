@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import distributed, nn
 from torch.distributed.tensor import DTensor
@@ -47,9 +47,9 @@ def write_folder(
     merged: Any = model
     if hasattr(model, "merge_and_unload"):
         merged = copy.deepcopy(model).merge_and_unload()  # type: ignore[operator]
-    every = list(ends) or [tokenizer.eos_token_id]
+    every: Any = list(ends) or [tokenizer.eos_token_id]
     with _replacing(folder) as scratch:
-        save_model(merged, scratch, every if len(every) > 1 else every[0], tokenizer.pad_token_id)
+        save_model(merged, scratch, every if len(every) > 1 else every[0], cast(Any, tokenizer.pad_token_id))
         tokenizer.save_pretrained(scratch)
         if expected_NV is not None:
             try:
@@ -57,12 +57,12 @@ def write_folder(
             except ModelError as error:
                 kept = folder.with_name(f"{folder.name}-unproven")
                 shutil.rmtree(kept, ignore_errors=True)
-                shutil.copytree(scratch, kept)
+                scratch.rename(kept)
                 raise ModelError(f"{error}; it is kept as {kept}") from error
     return folder
 
 
-def save_model(model: Any, folder: Path, ends: int | list[int], padding: int | None) -> None:
+def save_model(model: Any, folder: Path, ends: int | list[int] | None, padding: int | None) -> None:
     """`save_pretrained`, which refuses generation settings that transformers has no use for: those are written as they came."""
     own = getattr(model, "generation_config", None)
     if own is None:  # a class that cannot generate

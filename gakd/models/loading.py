@@ -158,7 +158,7 @@ def kind_of(config: PreTrainedConfig, name: str) -> Any:
             f"{name!r} is an encoder-decoder ({type(config).__name__}), whose decoder reads an encoder: give a model that is a "
             f"decoder alone, such as Qwen3-0.6B"
         )
-    causal = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    causal: Any = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
     of_text_alone = causal is None or (
         config.get_text_config() is not config and causal.config_class is not type(config)
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -89,7 +89,7 @@ def prove_folder(kind: type[PreTrainedModel], dtype: torch.dtype, expected_NV: T
     send a token elsewhere for a rounding.
     """
     with torch.random.fork_rng(devices=[]):  # a weight that is not in the folder would be drawn
-        loaded, info = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+        loaded, info = cast(Any, kind).from_pretrained(folder, dtype=dtype, output_loading_info=True)
     if lost := sorted(
         set(info["missing_keys"]) | set(info["unexpected_keys"]) | set(map(str, info["mismatched_keys"]))
     ):
@@ -169,7 +169,7 @@ def unreached_weights(model: nn.Module) -> list[str]:
     """Names of trainable weights that get no gradient from two short rows: those of an indexer that only chooses, of experts
     for pictures, of layers that read pictures alone.
     """
-    base = base_of(model)
+    base: Any = base_of(model)
     batch = _two_rows(base.config, _weight_of(base))
     with evaluating(model), torch.enable_grad():
         hidden_NH = last_hidden_rows(backbone_of(base), batch)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ def prune_layers(model: PreTrainedModel, layers: Sequence[int]) -> PreTrainedMod
     layers are: a weight it does not have, or a layer that works otherwise at its new place.
     """
     cut = cut_layers(model, layers)
-    pruned, info = type(model).from_pretrained(
+    pruned, info = cast(Any, type(model)).from_pretrained(
         None, config=cut.config, state_dict={name: source() for name, source in cut.sources.items()},
         dtype=model.dtype, attn_implementation=model.config._attn_implementation, output_loading_info=True,
     )  # fmt: skip

@@ -31,13 +31,13 @@ def prove_student(student: nn.Module) -> None:
         expected_NV = text_logits(student)
         try:
             merged = _merged(student)
-            own = merged.generation_config
+            own: Any = merged.generation_config
             save_model(merged, Path(scratch), getattr(own, "eos_token_id", None), getattr(own, "pad_token_id", None))
             prove_folder(type(merged), merged.dtype, expected_NV, Path(scratch))
         except ModelError as error:
             remedy = (
                 "; train all weights with --lora-rank 0, or other layers by --lora-targets"
-                if merged is not student
+                if base_of(student) is not student
                 else ""
             )
             raise ModelError(f"{error}{remedy}") from error

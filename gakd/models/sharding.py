@@ -7,6 +7,7 @@ sharded model has a second entrance, `inside`, that runs a function while the re
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -23,11 +24,16 @@ Result = TypeVar("Result")
 
 
 def shard(base: nn.Module, layers: nn.ModuleList, mesh: DeviceMesh) -> None:
-    """Cut a model's weights over the ranks of a mesh, in place; what is on the CPU moves to the device layer by layer."""
+    """Cut a model's weights over the ranks of a mesh, in place; what is on the CPU moves to the device layer by layer.
+
+    Layers that share weights with others (Zamba's attention) are gathered with the rest.
+    """
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
+    owners = Counter(parameter for layer in layers for parameter in layer.parameters())
     for layer in layers:
-        fully_shard(layer, mesh=mesh)
+        if all(owners[parameter] == 1 for parameter in layer.parameters()):
+            fully_shard(layer, mesh=mesh)
     # Not left whole after a forward: an evaluation between two updates would be the last to see the old weights.
     fully_shard(base, mesh=mesh, reshard_after_forward=True)
     base._run_inside = _run  # type: ignore[assignment]

@@ -15,6 +15,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from gakd.errors import InputError
+from gakd.models.proof import unreached_weights
 from gakd.models.sharding import shard_model
 from gakd.run.config import RunConfig
 
@@ -41,6 +42,16 @@ def launch(config: RunConfig) -> Fabric:
             f"--batch-size {config.batch_size} is not a multiple of the {fabric.world_size} processes that share it"
         )
     return fabric
+
+
+def expect_gradients(fabric: Fabric, student: nn.Module) -> None:
+    """Tell DDP where it waits for gradients that some weights never get; it then looks for those that come, at every step.
+
+    They keep their values, as in one process, where they have no gradient either.
+    """
+    strategy = fabric.strategy
+    if isinstance(strategy, DDPStrategy) and unreached_weights(student):
+        strategy._ddp_kwargs["find_unused_parameters"] = True
 
 
 def _launched_by_fabric() -> bool:

@@ -28,7 +28,7 @@ from gakd.run.config import RunConfig, learning_rate_at
 from gakd.run.folder import check_data, claim, fix_date
 from gakd.run.guard import Guard
 from gakd.run.interruptions import EXIT_STATUS, Interruptions
-from gakd.run.launch import launch
+from gakd.run.launch import expect_gradients, launch
 from gakd.run.preflight import check_run
 from gakd.run.step_log import StepLog
 from gakd.run.step_record import StepRecord
@@ -101,6 +101,8 @@ class Run:
     def setup(self, distiller: nn.Module, teacher: object = None) -> Any:
         """Wrap the distiller for its devices and precision, with AdamW over its trainable weights; cut the teacher too."""
         config = self.config
+        if isinstance(distiller, Distiller):
+            expect_gradients(self.fabric, distiller.student)
         self._wrapped = self.fabric.setup_module(distiller)
         if isinstance(distiller, Distiller):
             self._wrapped.mark_forward_method(distiller.label_log_probs)

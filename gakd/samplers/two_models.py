@@ -21,7 +21,6 @@ from torch import Tensor, distributed, nn
 from transformers import PreTrainedTokenizerBase, TopPLogitsWarper
 
 from gakd.data.ends import end_ids
-from gakd.models.errors import ModelError
 from gakd.models.lora import base_of
 from gakd.models.mode import device_of, evaluating
 from gakd.samplers.generation import Sampling, check_prompts, left_padded, padding_id, seeded
@@ -164,12 +163,6 @@ def _roll_out(
     """
     prompts = [sample.prompt_ids for sample in samples]
     check_prompts(prompts)
-    for model in (student, teacher):
-        if not writing_of(model).cached:
-            raise ModelError(
-                f"{type(base_of(model)).__name__} writes another text with a cache than its forward says, and this sampler needs "
-                f"one: take a sampler of one model, such as gkd's"
-            )
     rolled: dict[int, tuple[Sample, list[float]]] = {}
     for indices in batches([student, teacher], prompts, max(len(prompts), 1)):
         indices = sorted(indices)
@@ -210,23 +203,33 @@ def _roll_out_batch(
 
 
 class _Reader:
-    """A model that reads a left-padded batch, and then one token of each row after the other."""
+    """A model that reads a left-padded batch, and then one token of each row after the other.
+
+    One that hands out no key-value cache (recurrent models keep a state of their own kind), or whose cache makes another text
+    of it (`writing_of`), reads all of the text anew.
+    """
 
     def __init__(self, model: nn.Module) -> None:
-        self.model, self.device, self.cache = cast(Any, base_of(model)), device_of(model), None
+        self.model, self.device = cast(Any, base_of(model)), device_of(model)
+        self.cache, self.cached = None, writing_of(model).cached
+        self.ids_BL: Tensor | None = None  # what was read
 
     def read(self, ids_BT: Tensor, mask_BL: Tensor) -> Tensor:
         """Logits of the next token, `[B, V]`, after T more tokens; the mask is that of all L so far."""
+        self.ids_BL = ids_BT if self.ids_BL is None else torch.cat([self.ids_BL, ids_BT], 1)
+        if not self.cached:
+            ids_BT = self.ids_BL
         position_BL = (mask_BL.cumsum(1) - 1).clamp(min=0)  # padding on the left shifts nothing
         output = self.model(
             input_ids=ids_BT.to(self.device),
             attention_mask=mask_BL.to(self.device),
             position_ids=position_BL[:, -ids_BT.shape[1] :].to(self.device),
             past_key_values=self.cache,
-            use_cache=True,
+            use_cache=self.cached,
             logits_to_keep=1,
         )
-        self.cache = output.past_key_values
+        self.cache = getattr(output, "past_key_values", None)
+        self.cached = self.cache is not None
         return output.logits[:, -1].float()
 
 

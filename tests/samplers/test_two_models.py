@@ -20,6 +20,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, Qwen3Config, Qwen3ForCausa
 
 from gakd.models.proof import Writing
 from gakd.samplers import Sample, Sampling, SpeculativeSampler, TeacherMixedSampler, generate
+from tests.architectures import tiny_model
 
 END, PAD, VOCAB = 3, 4, 5
 TOKENIZER = cast(Any, SimpleNamespace(eos_token_id=END, pad_token_id=PAD))
@@ -211,6 +212,16 @@ def test_speculative_text_has_the_distribution_of_its_rule(models):
             assert distance(exact, alone) > 0.1, "the rule hardly differs from one model's text"
     assert 0.2 < sampler.accepted < 0.95
     assert all(sample.weights is None for sample in drawn)
+
+
+@pytest.mark.parametrize("name", ["Mamba", "RecurrentGemma", "MiniMax", "Qwen3"])
+def test_models_without_a_cache_that_serves_write_their_own_text(name):
+    """Recurrent models hand out none, and transformers' cache of MiniMax is not what its forward says."""
+    student, teacher = tiny_model(name, 0), tiny_model(name, 1)
+    greedy, samples = Sampling(5, temperature=0), [Sample([5, 6, 7], [8]), Sample([9], [8])]
+    drawn = SpeculativeSampler(student, teacher, TOKENIZER, 97, greedy, greedy)(samples, 0)
+    alone = generate(student, TOKENIZER, [sample.prompt_ids for sample in samples], greedy)
+    assert [sample.response_ids for sample in drawn] == [generation.response_ids for generation in alone]
 
 
 class Table(nn.Module):

@@ -43,3 +43,12 @@ def test_sampling_does_not_depend_on_having_been_asked():
     state = torch.get_rng_state()
     assert generate(first, words, PROMPTS, sampling) == generate(second, words, PROMPTS, sampling)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_mixture_of_experts_that_asks_for_its_routers_logits_writes_the_same():
+    """Transformers' loss of them takes the mask of all tokens and the logits of one, and fails."""
+    model, greedy, words = tiny_model("Mixtral"), Sampling(4, temperature=0), tokenizer()
+    expected = generate(model, words, PROMPTS, greedy)
+    model.config.output_router_logits = True
+    assert generate(model, words, PROMPTS, greedy) == expected
+    assert model.config.output_router_logits
