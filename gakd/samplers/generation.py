@@ -64,11 +64,13 @@ def generate(
     batch_size: int = 8,
     on_progress: Callable[[int], None] | None = None,
     max_length: int | None = None,
+    vocab_size: int | None = None,
 ) -> list[Generation]:
     """One response per prompt (token ids), in the order of the prompts.
 
     None is longer than fits `max_length` tokens of prompt and response, nor the model's own window, where its configuration
-    names one: nothing is drawn that is cut off again. Near the window prompts of one length share a batch.
+    names one: nothing is drawn that is cut off again. Near the window prompts of one length share a batch. Of a head wider
+    than `vocab_size` the tokens beyond are not drawn.
 
     The same seed, prompts and batch size give the same responses. What the checkpoint's own generation config asks for
     (top-k 20 at Qwen3, a repetition penalty at Qwen2.5) is not applied: tokens come from the model's distribution,
@@ -84,6 +86,9 @@ def generate(
     ends, pad_token_id = end_ids(tokenizer, model), padding_id(tokenizer)
     config = generation_config(tokenizer, sampling, ends)
     config.use_cache = writing_of(model).cached
+    if vocab_size is not None:
+        width = cast(Any, base).get_output_embeddings().weight.shape[0]
+        config.suppress_tokens = list(range(vocab_size, width)) or None
     responses: dict[int, Generation] = {}
     with evaluating(model), _generation_config(base, config), seeded(device, sampling.seed):
         window = window_of_config(base.config)

@@ -18,13 +18,16 @@ class ModelSampler:
 
     One batch for all prompts, left-padded, with a key-value cache; an end that was drawn is kept and becomes a
     label. A response ends at `max_length` tokens of prompt and response at the latest. `truncated` is the share of
-    the last call's responses that were cut.
+    the last call's responses that were cut. `vocab_size` is that of whoever reads the text, a teacher whose head may be
+    narrower than the student's: no token beyond it is drawn.
     """
 
     def __init__(
-        self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, sampling: Sampling, max_length: int | None = None
-    ) -> None:
+        self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, sampling: Sampling, max_length: int | None = None,
+        vocab_size: int | None = None,
+    ) -> None:  # fmt: skip
         self.model, self.tokenizer, self.sampling, self.max_length = model, tokenizer, sampling, max_length
+        self.vocab_size = vocab_size
         self.truncated = 0.0
 
     def __call__(self, samples: Sequence[Sample], step: int) -> list[Sample]:
@@ -33,7 +36,15 @@ class ModelSampler:
         answered, cut, size = [], 0, max(len(prompts), 1)
         for prompt, generation in zip(
             prompts,
-            generate(self.model, self.tokenizer, prompts, sampling, size, max_length=self.max_length),
+            generate(
+                self.model,
+                self.tokenizer,
+                prompts,
+                sampling,
+                size,
+                max_length=self.max_length,
+                vocab_size=self.vocab_size,
+            ),
             strict=True,
         ):
             room = None if self.max_length is None else max(self.max_length - len(prompt), 1)

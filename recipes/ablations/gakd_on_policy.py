@@ -89,7 +89,7 @@ def main(config: Config) -> None:
     held_out = HeldOut(teacher, tokenizer, data, config.evaluation)
 
     sampling = Sampling(config.student_max_new_tokens, seed=run.seed)
-    own_text = ModelSampler(student, tokenizer, sampling, config.data.max_length)
+    own_text = ModelSampler(student, tokenizer, sampling, config.data.max_length, teacher.head.vocab_size)
     sampler = Mixture(
         [(config.student_text, own_text), (1 - config.student_text, dataset_sampler)], "batch", config.run.seed
     )

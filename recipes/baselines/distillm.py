@@ -65,7 +65,7 @@ def main(config: Config) -> None:
     held_out = HeldOut(teacher, tokenizer, data, config.evaluation)
 
     sampling = Sampling(config.student_max_new_tokens, seed=run.seed)
-    own_text = ModelSampler(student, tokenizer, sampling, config.data.max_length)
+    own_text = ModelSampler(student, tokenizer, sampling, config.data.max_length, teacher.head.vocab_size)
     threshold = AdaptiveThreshold(config.initial_threshold, config.threshold_step, config.threshold_tolerance)
     sampler = ReplaySampler(
         own_text, threshold, run.total_steps(data), config.replay_capacity, config.replay, config.run.seed, run.rank

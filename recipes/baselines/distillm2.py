@@ -63,7 +63,7 @@ def main(config: Config) -> None:
     held_out = HeldOut(teacher, tokenizer, data, config.evaluation)
 
     sampling = Sampling(config.student_max_new_tokens, config.student_temperature, seed=run.seed)
-    own_text = ModelSampler(student, tokenizer, sampling, config.data.max_length)
+    own_text = ModelSampler(student, tokenizer, sampling, config.data.max_length, teacher.head.vocab_size)
     shift = ramp(0.5 if config.growing_weight else 0.0, 0, max(run.total_steps(data) // 2, 1))
 
     on_teachers, on_students = SkewForwardKL(config.alpha), SkewReverseKL(config.alpha, detach_mixture=True)

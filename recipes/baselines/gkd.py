@@ -55,7 +55,7 @@ def main(config: Config) -> None:
 
     # A rank draws responses of its own; whose text a step learns from, all ranks draw alike.
     sampling = Sampling(config.student_max_new_tokens, config.student_temperature, seed=run.seed)
-    own_text = ModelSampler(student, tokenizer, sampling, config.data.max_length)
+    own_text = ModelSampler(student, tokenizer, sampling, config.data.max_length, teacher.head.vocab_size)
     parts = [(config.student_text, own_text), (1 - config.student_text, dataset_sampler)]
     sampler = Mixture(parts, per="batch", seed=config.run.seed)
 

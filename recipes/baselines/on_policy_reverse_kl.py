@@ -60,7 +60,7 @@ def main(config: Config) -> None:
 
     temperature = config.student_temperature
     sampling = Sampling(config.student_max_new_tokens, temperature, seed=run.seed)
-    own_text = ModelSampler(student, tokenizer, sampling, config.data.max_length)
+    own_text = ModelSampler(student, tokenizer, sampling, config.data.max_length, teacher.head.vocab_size)
     reward = TeacherLogRatio() >> RewardToGo(config.discount)
 
     objective = 1.0 * PolicyGradient(clip=None, temperature=temperature)

@@ -54,3 +54,14 @@ def test_no_more_is_drawn_than_is_kept():
 def test_numbers_that_make_no_text_are_refused(settings):
     with pytest.raises(ValueError, match=r"sampling needs a whole max_new_tokens >= 1, a finite temperature >= 0"):
         Sampling(**settings)
+
+
+@pytest.mark.parametrize("vocab_size", [20, 97, None])
+def test_no_token_is_drawn_that_its_reader_does_not_have(vocab_size):
+    """A teacher of a narrower head: at its embeddings the token would be an IndexError."""
+    samples = [Sample(list(range(5, 5 + length)), [2]) for length in (4, 4, 7, 5)]
+    sampler = ModelSampler(tiny_model("Qwen3"), tokenizer(), Sampling(max_new_tokens=30), vocab_size=vocab_size)
+    drawn = {token for sample in sampler(samples, 0) for token in sample.response_ids}
+    assert (max(drawn) < 20) == (vocab_size == 20)
+    plain = ModelSampler(tiny_model("Qwen3"), tokenizer(), Sampling(max_new_tokens=30))
+    assert (sampler(samples, 0) == plain(samples, 0)) == (vocab_size != 20)
