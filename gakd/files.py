@@ -10,16 +10,27 @@ from typing import Any
 
 
 def write_whole(path: Path, text: str) -> None:
-    """The whole text, or the file that was there before, whenever the process ends; makes the folder."""
+    """The whole text, or the file that was there before, whenever the process ends or the machine does; makes the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.tmp")
     scratch.write_text(text, encoding="utf-8")
+    sync(scratch)
     os.replace(scratch, path)
+    sync(path.parent)
 
 
 def write_json(path: Path, value: Any, indent: int | None = None) -> None:
     """`write_whole` of a value; paths and the like become their text."""
     write_whole(path, json.dumps(value, indent=indent, ensure_ascii=False, default=str))
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """What a file holds, or None where there is none and where it holds no object that can be read."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def file_digest(path: Path) -> str:
@@ -38,6 +49,15 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def follow_umask(folder: Path) -> None:
+    """Gives a folder and all in it the permissions that the umask leaves; libraries write some files for their owner alone."""
+    umask = os.umask(0)
+    os.umask(umask)
+    for path in (folder, *folder.rglob("*")):
+        if not path.is_symlink():
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~umask)
 
 
 def cache_dir() -> Path:

@@ -27,6 +27,9 @@ def run(main: Callable[[Config], None], config: Config) -> None:
     warnings.simplefilter("ignore", FutureWarning)  # from one library about another: nothing a user could act on
     try:
         main(config)
+    except KeyboardInterrupt:
+        print("error: interrupted by hand; a training run goes on with --resume", file=sys.stderr)
+        sys.exit(130)
     except RunError as error:
         print(f"error: {_line(error)}", file=sys.stderr)
         sys.exit(1)

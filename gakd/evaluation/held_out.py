@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from gakd.evaluation.plots import plot_metrics
 from gakd.evaluation.report import comparison_table, completions_table
 from gakd.evaluation.teacher_metrics import divergences_to_teacher, teacher_cross_entropy, teacher_outputs
 from gakd.evaluation.text_metrics import corpus_rouge_l
+from gakd.files import write_json
 from gakd.models.export import write_folder
 from gakd.samplers.generation import Sampling, decode, generate
 from gakd.teachers.cached import CachedTeacher
@@ -138,7 +138,7 @@ def conclude(folder: Path, student: nn.Module, held_out: HeldOut, before: dict[s
     after = held_out.after(student)
     if not main:
         return
-    (folder / "after.json").write_text(json.dumps({"student": asdict(after)}, indent=2))
+    write_json(folder / "after.json", {"student": asdict(after)}, indent=2)
     evaluations = {"before": Evaluation(**before["student"]), "after": after}
     if "teacher" in before:
         evaluations["teacher"] = Evaluation(**before["teacher"])

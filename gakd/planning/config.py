@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from gakd.flags import COUNT, POSITIVE, Bound
+from gakd.models.lora import ALL_LINEAR
 from gakd.planning.footprint import Shape
 
 GB = 10**9
@@ -32,6 +33,8 @@ class PlanConfig:
     """Rank of the student's LoRA; 0 trains all weights."""
     lora_dropout: float = 0.1
     """Dropout of LoRA's inputs, whose masks are kept for the backward."""
+    lora_targets: tuple[str, ...] = (ALL_LINEAR,)
+    """Linear layers with LoRA: all-linear (but the head), or names such as q_proj v_proj."""
     activation_checkpointing: bool = False
     """Keep only the student's layer inputs and recompute the rest in the backward."""
     micro_batch_size: int = 4

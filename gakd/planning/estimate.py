@@ -10,10 +10,12 @@ from transformers import AutoConfig, PreTrainedConfig
 from gakd.errors import InputError
 from gakd.flags import check
 from gakd.models.names import resolve
+from gakd.models.parts import decoder_layers
 from gakd.planning.config import BOUNDS, GB, Flops, Plan, PlanConfig
-from gakd.planning.footprint import Adapters, Shape, shape
+from gakd.planning.footprint import Shape, anatomy, shape
 from gakd.planning.known_models import known_config, known_names
-from gakd.planning.step_memory import FLOAT32, Setting, phases
+from gakd.planning.step_memory import FLOAT32, Setting, adapters, phases
+from gakd.planning.weights import Adapters
 
 
 def plan(config: PlanConfig) -> Plan:
@@ -46,8 +48,11 @@ def largest_micro_batch(config: PlanConfig) -> int:
 
 def _setting(config: PlanConfig) -> Setting:
     _check(config)
-    adapters = Adapters(config.lora_rank, config.lora_dropout)
-    student, student_config = shape(_model_config(config.student), config.student_layers, adapters)
+    student, student_config = shape(_model_config(config.student), config.student_layers, adapters(config))
+    if config.strategy == "fsdp2":
+        decoder_layers(
+            anatomy(student_config).model
+        )  # what is gathered one by one; refused where there is no such list
     if config.teacher is None:
         return Setting(config, student, None, student_config, None)
     teacher, teacher_config = shape(_model_config(config.teacher), (), Adapters())
@@ -55,14 +60,15 @@ def _setting(config: PlanConfig) -> Setting:
 
 
 def _flops(config: PlanConfig, student: Shape, teacher: Shape | None) -> Flops:
-    """2 a parameter of a product in the forward, and as many for each of the backward's two products that is needed.
+    """2 an active parameter of a product in the forward, and as many for each of the backward's two products that is needed.
 
-    Attention: `2 T A` a layer in the forward for scores and values of half of the T positions, A being all heads' width;
-    twice that in the backward. Heads see supervised tokens only. The discriminator's few products are left out.
+    Attention: `2 T A` in the forward for scores and values of half of the T positions, A being all heads' width in all
+    layers with attention; windows are not counted as less. Twice that in the backward. Heads see supervised tokens only.
+    Left out: what a recurrent layer does with its state, and the discriminator's few products.
     """
 
     def forward(model: Shape) -> float:
-        return 2 * model.products + 2 * config.length * model.attention_width * model.layers
+        return 2 * model.products + 2 * config.length * model.attention_width
 
     share = config.response_share
     head = 2 * student.head * share

@@ -68,4 +68,8 @@ def fill_(model: nn.Module, dtype: torch.dtype) -> list[Tensor]:
         for name, buffer in list(module.named_buffers(recurse=False)):
             module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
             owned.append(module._buffers[name])  # type: ignore[arg-type]
+        for name, value in list(vars(module).items()):  # constants that a class keeps without registering them
+            if isinstance(value, Tensor):
+                setattr(module, name, torch.empty(value.shape, dtype=value.dtype))
+                owned.append(getattr(module, name))
     return owned

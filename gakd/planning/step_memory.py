@@ -11,8 +11,10 @@ from transformers import PreTrainedConfig
 from gakd.losses.chunks import default_chunk_rows
 from gakd.losses.kernel import block_rows
 from gakd.planning.config import Parts, PlanConfig
-from gakd.planning.footprint import Adapters, Shape, reader_activations, student_activations
+from gakd.planning.footprint import Shape
 from gakd.planning.loss_footprint import discriminator_entries, game_bytes, row_bytes
+from gakd.planning.tracing import reader_activations, student_activations
+from gakd.planning.weights import Adapters
 
 FLOAT32 = 4  # bytes
 
@@ -86,12 +88,17 @@ class Setting:
         return min(shape.vocab_size for shape in (self.student, self.teacher) if shape is not None)
 
 
+def adapters(config: PlanConfig) -> Adapters:
+    """The student's LoRA."""
+    return Adapters(config.lora_rank, config.lora_dropout, config.lora_targets)
+
+
 def phases(setting: Setting) -> dict[str, Parts]:
     """What lies on a device at each moment of a step that may be its peak."""
     config, student, teacher = setting.config, setting.student, setting.teacher
     sequences = config.micro_batch_size
     backbone = student_activations(
-        setting.student_config, sequences, config.length, setting.supervised, Adapters(config.lora_rank, config.lora_dropout),
+        setting.student_config, sequences, config.length, setting.supervised, adapters(config),
         setting.dtype, setting.precision == "bf16-mixed", config.activation_checkpointing, setting.on_gpu,
     )  # fmt: skip
     chunk = _chunk(setting)
@@ -133,7 +140,7 @@ def phases(setting: Setting) -> dict[str, Parts]:
         layers, gradients=held.gradients + _unreduced(setting, student.trainable_layer)
     )
     reduced = setting.bytes * student.trainable // setting.parts + _buckets(setting)
-    embeddings = setting.bytes * min(student.head, student.trainable_rest)
+    embeddings = setting.bytes * min(student.embedding, student.trainable_rest)
     found["backward of embeddings"] = replace(
         whole,
         gradients=max(held.gradients, reduced) + embeddings + _unreduced(setting, student.trainable_rest),

@@ -11,17 +11,43 @@ from gakd.planning.config import GB, Plan
 
 def tables(plan: Plan, largest: int) -> list[Table | str]:
     """What `gakd plan` prints: models, memory by part at the peak, the phases of a step, FLOPs, and the verdict."""
-    return [_models(plan), _parts(plan), _phases(plan), _flops(plan), _verdict(plan, largest)]
+    remarks = _remarks(plan)
+    return [
+        _models(plan), *([remarks] if remarks else []), _parts(plan), _phases(plan), _flops(plan), _verdict(plan, largest),
+    ]  # fmt: skip
 
 
 def _models(plan: Plan) -> Table:
-    table = _table("parameters", "all", "trained", "of a layer", "layers")
-    config, teacher = plan.config, plan.teacher
-    table.add_row(f"student {config.student}", *_counts(plan.student.parameters, plan.student.trainable, plan.student.layer),
-                  str(plan.student.layers))  # fmt: skip
-    if teacher is not None:
-        table.add_row(f"teacher {config.teacher}", *_counts(teacher.parameters, 0, teacher.layer), str(teacher.layers))
+    table = _table("parameters", "all", "active", "trained", "largest layer", "layers")
+    for role, name, shape in (
+        ("student", plan.config.student, plan.student),
+        ("teacher", plan.config.teacher, plan.teacher),
+    ):
+        if shape is not None:
+            trained = shape.trainable if role == "student" else 0
+            counts = shape.parameters, shape.active, trained, shape.layer
+            table.add_row(f"{role} {name}", *map(_short, counts), str(shape.layers))
     return table
+
+
+def _remarks(plan: Plan) -> str:
+    """What the numbers of unusual models mean."""
+    lines: list[str] = []
+    for role, shape in (("student", plan.student), ("teacher", plan.teacher)):
+        if shape is None:
+            continue
+        if shape.parameters - shape.idle != shape.active:
+            lines.append(
+                f"The {role} routes: {_short(shape.parameters)}, {_short(shape.active)} active. FLOPs count these."
+            )
+        if shape.idle:
+            lines.append(f"The {role} reads text: {_short(shape.idle)} of towers are frozen and idle.")
+        if shape.recurrent:
+            lines.append(
+                f"The {role} has recurrent or convolutional layers: memory is that of their plain PyTorch path, which a GPU's "
+                f"kernels need less than; FLOPs leave out what they do with their state."
+            )
+    return "\n".join(lines)
 
 
 def _parts(plan: Plan) -> Table:
@@ -63,8 +89,12 @@ def _verdict(plan: Plan, largest: int) -> str:
     return "\n".join(lines)
 
 
-def _counts(*values: int) -> list[str]:
-    return [f"{value:,}" for value in values]
+def _short(entries: int) -> str:
+    """30,532,122,624 as 30.53 B."""
+    for size, unit in ((10**9, "B"), (10**6, "M")):
+        if entries >= size:
+            return f"{entries / size:.2f} {unit}"
+    return f"{entries:,}"
 
 
 def _table(first: str, *others: str) -> Table:

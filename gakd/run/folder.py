@@ -107,7 +107,7 @@ def _take(folder: Path, wanted: dict[str, Any], resume: bool) -> TextIOWrapper:
             before = json.loads(path.read_text()) if begun and path.exists() else {}
             free = _is_free(lock)
             if free and not begun:
-                path.write_text(json.dumps(wanted, indent=2))
+                write_json(path, wanted, indent=2)
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error).partition(":")[0]
             shown = ascii(str(folder))

@@ -129,7 +129,7 @@ def planned(config: RunConfig, recipe_config: Any, models: ModelConfig, data: Da
     share = config.batch_size // (config.devices * config.num_nodes)
     return PlanConfig(
         models.student, models.teacher, models.teacher_cache is not None, models.student_layers, models.lora_rank,
-        models.lora_dropout, models.activation_checkpointing,
+        models.lora_dropout, models.lora_targets, models.activation_checkpointing,
         micro_batch_size=min(config.micro_batch_size, max(share, 1)), accumulate=share > config.micro_batch_size,
         length=data.max_length, discriminator=readout_width is not None, readout_width=readout_width or 1,
         discriminator_width=getattr(recipe_config, "discriminator_width", 256),

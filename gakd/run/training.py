@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from gakd.data import Data, Windows, collate, split_window
 from gakd.data.encoded import lengths_of
 from gakd.distiller import Distiller
-from gakd.files import write_json
+from gakd.files import read_json, write_json
 from gakd.models.sharding import whole
 from gakd.objective import Counts, Objective
 from gakd.run import checkpoint
@@ -143,7 +143,8 @@ class Run:
         The recipe's name is kept with it: recipes may share all flags, and a report must not take them for one.
         """
         path = self.folder / name
-        missing = self.fabric.broadcast(not path.exists())  # as rank 0 finds it: the others may look later
+        # As rank 0 finds it: the others may look later. One that is empty or damaged is computed again.
+        missing = self.fabric.broadcast(read_json(path) is None)
         if missing and self.evaluates:
             result = {"recipe": self._recipe} | compute()
             if self.is_main:

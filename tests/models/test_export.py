@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 import torch
@@ -145,3 +146,30 @@ def test_targets_by_name_are_those_alone(tmp_path):
     adapted = {name for name, module in student.get_base_model().named_modules() if hasattr(module, "lora_A")}
     assert {name.rpartition(".")[2] for name in adapted} == {"q_proj", "v_proj"}
     assert len(adapted) == 8
+
+
+# ---- its files ----
+
+
+@pytest.mark.parametrize(
+    ("umask", "mode", "folder_mode"), [(0o022, 0o644, 0o755), (0o002, 0o664, 0o775), (0o077, 0o600, 0o700)]
+)
+def test_files_and_folders_follow_the_umask(umask, mode, folder_mode, tmp_path):
+    before = os.umask(umask)
+    try:
+        write_folder(tiny_model("Qwen3"), tokenizer(), tmp_path / "student")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "student").stat().st_mode & 0o777 == folder_mode
+    found = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "student").iterdir()}
+    assert found == dict.fromkeys(found, mode)
+    assert "model.safetensors" in found
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path):
+    (tmp_path / ".student-abcd1234").mkdir()
+    (tmp_path / ".student-abcd1234" / "model.safetensors").write_text("half")
+    (tmp_path / ".student-abcd1234.old").mkdir()
+    (tmp_path / ".students").mkdir()
+    write_folder(tiny_model("Qwen3"), tokenizer(), tmp_path / "student")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".students", "student"]

@@ -35,6 +35,13 @@ def test_lists_of_layers_are_cut(case):
     assert read(config) == before, "the whole model's configuration is not touched"
 
 
+def test_indices_of_all_layers_are_indices_still():
+    """Llama 4 Scout's `moe_layers` are all of its layers: as long as the depth, and no list of one entry a layer."""
+    config = tiny_config("Llama 4 (text)")
+    config.moe_layers = [0, 1, 2, 3]
+    assert cut_config(config, [0, 3]).moe_layers == [0, 1]
+
+
 def test_a_number_that_counts_layers_follows_by_proof():
     """DeepSeek-V3's first layer is dense: without it none is, and the weights say so."""
     model = tiny_model("DeepSeek-V3")

@@ -7,13 +7,16 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForCausalLM, T5Config
 
 from gakd.cli.command import main as command
 from gakd.cli.plan import main
 from gakd.errors import InputError
 from gakd.planning.config import PlanConfig
 from gakd.planning.estimate import largest_micro_batch, plan
+from gakd.planning.tables import tables
 from tests import tiny
+from tests.architectures import ARCHITECTURES, tiny_config
 from tests.benchmarks import memory
 
 SMALL = PlanConfig(student="SmolLM2-135M", teacher="SmolLM2-360M", length=128, readout_width=16)
@@ -149,7 +152,7 @@ def test_flops_are_those_that_torch_counts(folder, lora_rank):
     trained = planned.student.trainable_products / planned.student.products
     assert (trained == 1.0) == (lora_rank == 0)
     head = 2 * planned.student.head
-    attention = 2 * 64 * planned.student.attention_width * 4
+    attention = 2 * 64 * planned.student.attention_width
     products = planned.flops.forward - head - attention
     assert planned.flops.backward == pytest.approx(
         products * (1 + trained) + 2 * attention + head * (2 if lora_rank == 0 else 1)
@@ -160,21 +163,46 @@ def test_flops_are_those_that_torch_counts(folder, lora_rank):
     assert recomputed.total == planned.flops.total + recomputed.recompute
 
 
+def test_flops_of_a_mixture_of_experts_are_those_of_the_active_ones(tmp_path):
+    model = AutoModelForCausalLM.from_config(tiny_config("Qwen3-MoE"), dtype=torch.float32).eval()
+    model.set_attn_implementation("eager")
+    model.set_experts_implementation("eager")
+    model.config.save_pretrained(tmp_path)
+    planned = plan(
+        PlanConfig(student=str(tmp_path), teacher=None, lora_rank=0, length=32, response_share=1.0, device="cpu")
+    )
+    ids = torch.randint(0, 90, (2, 32))
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(input_ids=ids, use_cache=False)
+    masked = 2 * 32 * planned.student.attention_width
+    # Its eager experts multiply the rows that were sent to them: top-k of all.
+    assert planned.flops.forward + masked == pytest.approx(counter.get_total_flops() / ids.numel())
+    assert planned.student.active < planned.student.parameters
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
         ({"student": "nonsense-1B"}, "unknown model 'nonsense-1B'"),
         ({"teacher": "Qwen9-1B"}, "no configuration of 'Qwen9-1B'"),
-        ({"student": "gpt2"}, "--lora-rank 0"),
+        ({"student": "gpt2", "lora_targets": ("q_proj",)}, "--lora-rank 0"),
         ({"student_layers": (99,)}, "cannot keep layers"),
         ({"teacher": None, "teacher_cache": True}, "give --teacher"),
         ({"response_share": 0.0}, "--response-share"),
         ({"length": 0}, "--length"),
         ({"device_memory": -1.0}, "--device-memory"),
+        ({"student": "DBRX"}, "cannot be planned"),
+        ({"student": "HRM-Text", "strategy": "fsdp2"}, "neither pruned nor cut"),
+        ({"student": "encoder-decoder"}, "encoder-decoder"),
     ],
 )
-def test_what_cannot_be_planned_is_said_in_one_line(changes, words, monkeypatch):
+def test_what_cannot_be_planned_is_said_in_one_line(changes, words, monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    if changes.get("student") in (*ARCHITECTURES, "encoder-decoder"):
+        name = changes["student"]
+        config = T5Config() if name == "encoder-decoder" else tiny_config(name)
+        config.save_pretrained(tmp_path / name)
+        changes = changes | {"student": str(tmp_path / name)}
     with pytest.raises(InputError, match=words) as error:
         plan(replace(SMALL, **changes))
     assert "\n" not in str(error.value)
@@ -187,8 +215,19 @@ def test_the_command_prints_parameters_parts_flops_and_the_largest_micro_batch(f
     for part in asdict(plan(config).phases["forward"]):
         assert part.replace("_", " ") in printed
     assert f"{plan(config).student.parameters:,}" in printed
+    assert "active. FLOPs" not in printed
     assert f"The largest micro-batch that fits: {largest_micro_batch(config)}." in printed
     command(
         ["plan", "--student", str(folder / "student"), "--teacher", "None", "--strategy", "fsdp2", "--devices", "2"]
     )
     assert "Host memory" in capsys.readouterr().out
+
+
+def test_tables_say_what_is_active_idle_and_recurrent(tmp_path):
+    tiny_config("Qwen3.5-MoE").save_pretrained(tmp_path)
+    planned = plan(PlanConfig(student=str(tmp_path), teacher="Qwen3-30B-A3B", teacher_cache=True, length=8))
+    text = "\n".join(part for part in tables(planned, 1) if isinstance(part, str))
+    assert "The teacher routes: 30.53 B, 3.35 B active." in text
+    assert "The student reads text:" in text
+    assert "The student has recurrent or convolutional layers" in text
+    assert "The teacher has" not in text

@@ -13,7 +13,7 @@ from gakd.run.interruptions import EXIT_STATUS, Interruptions
 from tests.recipe_runs import arguments, assert_identical, make_material, metrics, run_here, run_there, signalled
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_is_noticed_and_what_handled_it_before_does_so_again(number):
     heard: list[int] = []
     before = signal.signal(number, lambda number, frame: heard.append(number))
@@ -34,6 +34,15 @@ def test_the_first_of_several_is_named():
         os.kill(os.getpid(), signal.SIGUSR1)
         os.kill(os.getpid(), signal.SIGTERM)
         assert interruptions.received == "SIGUSR1"
+
+
+def test_a_second_ctrl_c_leaves_at_once():
+    with Interruptions() as interruptions:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interruptions.received == "SIGTERM"
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_in_another_thread_nothing_is_noticed_and_nothing_breaks():
@@ -64,7 +73,13 @@ def run(processes: int, flags: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "processes"), [(signal.SIGTERM, 1), pytest.param(signal.SIGUSR1, 2, marks=pytest.mark.slow)]
+    ("number", "processes"),
+    [
+        (signal.SIGINT, 1),
+        pytest.param(signal.SIGTERM, 1, marks=pytest.mark.slow),
+        pytest.param(signal.SIGHUP, 1, marks=pytest.mark.slow),
+        pytest.param(signal.SIGUSR1, 2, marks=pytest.mark.slow),
+    ],
 )
 def test_a_run_saves_its_step_and_leaves_and_goes_on_bit_for_bit(material, tmp_path, number, processes):
     """Between checkpoints; of two processes only the first is told."""

@@ -1,0 +1,64 @@
+"""The planner over all architectures that transformers can build: it answers, and counts what the real model has."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gakd.errors import InputError
+from gakd.models import add_lora
+from gakd.models.loading import kind_of
+from gakd.models.parts import idle_parameters
+from gakd.planning.config import PlanConfig
+from gakd.planning.estimate import plan
+from tests.architectures import ARCHITECTURES, tiny_config
+
+# Their forward asks for values of tensors, which a plan does not have: loops over the experts that were chosen, and lengths.
+ASKS_FOR_VALUES = {"DBRX", "JetMoE", "LongCat-Flash", "XLM"}
+QUICK = {"Qwen3-MoE", "LFM2", "Gemma 3"}
+NAMES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES]
+BASE = PlanConfig(teacher=None, length=16, micro_batch_size=2, lora_rank=0, discriminator=False)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_plan_counts_what_the_model_has(name, tmp_path):
+    config = tiny_config(name)
+    config.save_pretrained(tmp_path)
+    model = kind_of(config, name).from_config(config, dtype=torch.float32)
+    idle = sum(parameter.numel() for parameter in idle_parameters(model).values())
+    whole = sum(parameter.numel() for parameter in model.parameters())
+    folder = str(tmp_path)
+    if name in ASKS_FOR_VALUES:
+        with pytest.raises(InputError, match="cannot be planned") as error:
+            plan(PlanConfig(folder, folder))
+        assert "\n" not in str(error.value)
+        return
+    full = plan(PlanConfig(**(vars(BASE) | {"student": folder, "teacher": folder}))).student
+    assert (full.parameters, full.trainable, full.idle) == (whole, whole - idle, idle)
+    assert full.in_layers <= full.layers * full.layer
+    assert full.active <= whole - idle
+    adapted = add_lora(model, 4, 8, 0.1)
+    lora = plan(PlanConfig(**(vars(BASE) | {"student": folder, "lora_rank": 4}))).student
+    assert lora.trainable == sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
+    assert lora.parameters == sum(parameter.numel() for parameter in adapted.parameters())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_plan_answers_or_says_why_not(name, tmp_path):
+    """Pruned to half the layers, cut over devices, recomputed: where a model cannot be, the plan says so as the run would."""
+    config = tiny_config(name)
+    config.save_pretrained(tmp_path)
+    for changes in (
+        {"lora_rank": 4, "student_layers": (2,)},
+        {"strategy": "fsdp2", "devices": 2},
+        {"activation_checkpointing": True},
+    ):
+        try:
+            answer = plan(PlanConfig(**(vars(BASE) | {"student": str(tmp_path)} | changes)))
+        except InputError as error:
+            answer = str(error)
+        if isinstance(answer, str):
+            assert "\n" not in answer
+            assert any(words in answer for words in ("cannot be p", "neither pruned nor cut", "cannot recompute"))
+        else:
+            assert answer.peak > 0
