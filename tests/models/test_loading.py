@@ -31,6 +31,7 @@ from gakd.models import (
     write_folder,
 )
 from gakd.models.parts import idle_parameters
+from gakd.planning.known_models import known_names
 from gakd.teachers import load_shared_tokenizer
 from gakd.types import Batch
 from tests import architectures, tiny
@@ -279,3 +280,9 @@ def test_weights_that_are_not_finite_are_named_at_load(value, tmp_path):
     model.save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"has 1 values that are not finite in model.embed_tokens.weight: its files"):
         load_model(str(tmp_path))
+
+
+def test_names_that_can_be_planned_can_be_loaded():
+    """Mamba's weights are on the hub in another form than under these names."""
+    for name in known_names():
+        assert name.startswith("mamba-") or resolve(name).count("/") == 1
