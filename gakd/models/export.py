@@ -17,7 +17,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from gakd.files import follow_umask
 from gakd.models.errors import ModelError
-from gakd.models.proof import prove_folder, text_logits
+from gakd.models.read_back import prove_folder, text_logits
 
 
 def write_folder(

@@ -42,7 +42,10 @@ def add_lora(
             f"LoRA adapts linear layers named {', '.join(targets)}, and {type(model).__name__} has {', '.join(kinds) or 'none'}: "
             f"name some of these by --lora-targets, or train all weights with --lora-rank 0"
         )
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=wanted, task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=wanted, task_type="CAUSAL_LM",
+        fan_in_fan_out=all(not isinstance(model.get_submodule(name), nn.Linear) for name in wanted),  # GPT-2's Conv1D
+    )  # fmt: skip
     return get_peft_model(model, config)  # type: ignore[arg-type]
 
 

@@ -16,7 +16,7 @@ from gakd.files import cache_dir
 from gakd.models.errors import ModelError
 from gakd.models.export import save_model
 from gakd.models.lora import base_of
-from gakd.models.proof import prove_folder, text_logits
+from gakd.models.read_back import prove_folder, text_logits
 
 _ADAPTED = 0.05  # standard deviation of the adapters' second matrices, which start at 0, in the rehearsal
 

@@ -15,7 +15,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from gakd.errors import InputError
-from gakd.models.proof import unreached_weights
+from gakd.models.reach import unreached_weights
 from gakd.models.sharding import shard_model
 from gakd.run.config import RunConfig
 

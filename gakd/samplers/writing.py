@@ -10,7 +10,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from gakd.models.lora import base_of
-from gakd.models.proof import Writing, prove_writing
+from gakd.models.writing import Writing, prove_writing
 
 _KNOWN = "_gakd_writing"  # on the model itself: asked once
 

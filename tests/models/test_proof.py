@@ -11,7 +11,8 @@ from transformers import LlamaForCausalLM, Qwen3ForCausalLM
 
 from gakd import Batch, CrossEntropy, Distiller, LocalTeacher
 from gakd.models import ModelError, add_lora, head_of, hidden_rows
-from gakd.models.proof import Writing, prove_writing, text_logits
+from gakd.models.read_back import text_logits
+from gakd.models.writing import Writing, prove_writing
 from tests.architecture_table import own_logits, two_rows
 from tests.architectures import tiny_model
 
@@ -179,3 +180,12 @@ def test_text_logits_tell_models_apart_and_are_the_models_own():
     assert torch.equal(found, text_logits(copy.deepcopy(model)))
     assert not torch.allclose(found, text_logits(tiny_model("Qwen3", seed=1)), atol=0.1)
     assert isinstance(two_rows(), Batch)
+
+
+def test_a_scale_that_no_configuration_names_is_taken_only_where_nothing_could_train_it():
+    model = changed(lambda z, c: z * 1.2345)
+    assert head_of(model).scale == pytest.approx(1.2345, rel=1e-6)
+    trained = changed(lambda z, c: z * 1.2345)
+    trained.logit_scale = nn.Parameter(torch.tensor(1.2345))
+    with pytest.raises(ModelError, match="makes other logits of its hidden states"):
+        head_of(trained)

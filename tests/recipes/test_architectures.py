@@ -22,7 +22,8 @@ from gakd.errors import InputError
 from gakd.models import ModelConfig, load_model, load_student
 from gakd.models.lora import add_lora
 from gakd.models.parts import idle_parameters
-from gakd.models.proof import text_logits, unreached_weights
+from gakd.models.reach import unreached_weights
+from gakd.models.read_back import text_logits
 from tests import tiny
 from tests.architectures import ENCODER_DECODERS, random_model, tiny_config
 from tests.recipe_runs import metrics, run_here, run_there, scores

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, distributed, multiprocessing, nn
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen3Config, Qwen3ForCausalLM
 
-from gakd.models.proof import Writing
+from gakd.models.writing import Writing
 from gakd.samplers import Sample, Sampling, SpeculativeSampler, TeacherMixedSampler, generate
 from tests.architectures import tiny_model
 
