@@ -321,6 +321,10 @@ ENCODER_DECODERS: dict[str, Row] = {
 _DYNAMICS = ("A_log", "D", "dt_bias", "time_decay", "time_first")
 
 
+# Their forward asks for values of tensors, which a plan does not have: loops over the experts that were chosen, and lengths.
+ASKS_FOR_VALUES = {"DBRX", "JetMoE", "LongCat-Flash", "XLM"}
+
+
 def tiny_config(name: str) -> PreTrainedConfig:
     """The configuration of an architecture by its name in `ARCHITECTURES` or `ENCODER_DECODERS`."""
     return _build(*(ARCHITECTURES | ENCODER_DECODERS)[name])

@@ -7,7 +7,7 @@ import pytest
 from tests.architecture_table import PAGE, examine, row_text, rows_of
 from tests.architectures import ARCHITECTURES
 
-# One of each kind; the others take four minutes.
+# One of each kind; the others take five minutes.
 QUICK = {
     "Qwen3", "GPT-2", "OPT", "Gemma 2", "Gemma 4 (text)", "Llama 4 (text)", "Mixtral", "DeepSeek-V3", "Falcon-H1", "Mamba",
     "Qwen3.5 (text)", "MiniMax", "RWKV", "Zamba", "MiniCPM3", "BERT (decoder)", "PaliGemma", "Qwen2.5-VL", "SmolVLM",
