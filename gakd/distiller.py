@@ -17,7 +17,7 @@ from gakd.losses.router_balance import RouterBalance, asks_for_balance
 from gakd.models.heads import head_of, hidden_rows
 from gakd.models.lora import base_of
 from gakd.models.mode import switch_off_dropout
-from gakd.models.parts import backbone_of, routed_rows
+from gakd.models.parts import backbone_of, experts_per_token, routed_rows
 from gakd.models.sharding import inside
 from gakd.objective import Coefficients, Objective
 from gakd.types import Batch, StudentOutput, StudentRows, TeacherOutput, TokenTerm
@@ -97,8 +97,7 @@ class Distiller(nn.Module):
         )  # fmt: skip
         rows, loss, losses = None, tokens.loss, tokens.losses
         if balance is not None:
-            top_k = getattr(base_of(self.student).config.get_text_config(), "num_experts_per_tok", None)
-            losses_B = balance.losses(routers, batch.attention_mask, top_k)
+            losses_B = balance.losses(routers, batch.attention_mask, experts_per_token(base_of(self.student)))
             loss = loss + coefficients.terms[balance.name] * losses_B.sum()
             losses = losses | {balance.name: losses_B.detach()}
         if readout is None and self.student_map is not None:

@@ -3,7 +3,6 @@
 Without --student: SmolLM2-135M-Instruct into its own every third layer, on docstrings, minutes on two CPU cores.
 
 The paper's setting: python recipes/gakd.py --student Qwen3-0.6B --teacher Qwen3-8B --dataset dolly
-
 In --help, [brackets] hold the paper's values. Without --student, the defaults shown are those of the demo.
 """
 

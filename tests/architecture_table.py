@@ -104,10 +104,10 @@ def check_step(student: nn.Module, teacher: PreTrainedModel) -> None:
     student.zero_grad(set_to_none=True)
 
 
-def check_text(model: PreTrainedModel) -> None:
-    """Greedy responses to prompts of different lengths at once: those of each prompt alone, without a cache."""
+def check_text(model: PreTrainedModel) -> int:
+    """Greedy responses to prompts of different lengths at once: those of each prompt alone, without a cache. Counts tokens."""
     prompts = [[5, 6, 7, 8, 9, 10, 11], [12, 13, 14], [15, 16, 17, 18, 19]]
-    words, sampling = tokenizer(), Sampling(max_new_tokens=5, temperature=0)
+    words, sampling, checked = tokenizer(), Sampling(max_new_tokens=5, temperature=0), 0
     for prompt, generation in zip(prompts, generate(model, words, prompts, sampling), strict=True):
         ids = list(prompt)
         for token in generation.response_ids:
@@ -115,6 +115,8 @@ def check_text(model: PreTrainedModel) -> None:
                 following = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1]
             assert following[token] >= following.max() - 1e-3, "a greedy text is not the model's"
             ids.append(token)
+            checked += 1
+    return checked
 
 
 def check_reload(model: PreTrainedModel, folder: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from gakd.losses.checks import check_pass, refuse_labels
 from gakd.losses.chunks import Chunk, chunks, default_chunk_rows, teacher_vocab_size
 from gakd.losses.kernel import Kernel, row_losses, row_pass
 from gakd.types import Head, RowValues, TeacherOutput, TokenTerm
@@ -73,7 +74,7 @@ def token_pass(
     """
     active = [term for term in terms if coefficients[term.name] != 0]
     teacher = teacher if normalizers or any(term.needs_teacher for term in active) else None
-    compared = _check(hidden_NH, head, labels_N, active, teacher, normalizers)
+    compared = check_pass(hidden_NH, head, labels_N, active, teacher, normalizers)
     vocab_size = _seen(head, active, compared)
     order_N = _taught_first(teacher, len(hidden_NH))
     if order_N is not None:
@@ -96,7 +97,7 @@ def token_pass(
     try:
         loss, student_N, teacher_N, *losses = _FusedTokenLosses.apply(hidden_NH, head.weight, head.bias, spec)
     except (IndexError, RuntimeError) as error:  # asked about afterwards: asking first would wait for the device
-        _refuse_labels(labels_N, head, error)
+        refuse_labels(labels_N, head, error)
         raise
     return TokenPass(loss, _named(active, losses, order_N), student_N, teacher_N)
 
@@ -113,7 +114,7 @@ def token_values(
 ) -> dict[str, Tensor]:
     """`{term.name: losses [N]}` without any gradient: for evaluation. Checks and cutting as in `token_pass`."""
     teacher = teacher if any(term.needs_teacher for term in terms) else None
-    compared = _check(hidden_NH, head, labels_N, terms, teacher)
+    compared = check_pass(hidden_NH, head, labels_N, terms, teacher)
     vocab_size = _seen(head, terms, compared)
     order_N = _taught_first(teacher, len(hidden_NH))
     if order_N is not None:
@@ -136,16 +137,6 @@ def token_values(
             for index, losses_N in zip(own, block_losses, strict=True):
                 losses[index][rows] = losses_N
     return _named(terms, losses, order_N)
-
-
-def _refuse_labels(labels_N: Tensor, head: Head, error: Exception) -> None:
-    """ValueError that names a label beyond the head, if that is what an index failed for; a GPU has stopped by then."""
-    if labels_N.device.type == "cpu" and len(labels_N) and int(labels_N.max()) >= head.vocab_size:
-        row = int(labels_N.argmax())
-        raise ValueError(
-            f"supervised row {row} has the label {int(labels_N[row])}, and the student's head has {head.vocab_size} tokens: its "
-            f"tokenizer is another, or larger than its embeddings"
-        ) from error
 
 
 def _seen(head: Head, terms: Sequence[TokenTerm], compared: int) -> int:
@@ -186,46 +177,6 @@ def _named(terms: Sequence[TokenTerm], losses: Sequence[Tensor], order_N: Tensor
     if order_N is not None:
         losses = [torch.empty_like(losses_N).index_copy_(0, order_N, losses_N) for losses_N in losses]
     return {term.name: losses_N for term, losses_N in zip(terms, losses, strict=True)}
-
-
-def _check(
-    hidden_NH: Tensor, head: Head, labels_N: Tensor, terms: Sequence[TokenTerm], teacher: TeacherOutput | None,
-    normalizers: bool = False,
-) -> int:  # fmt: skip
-    """How many tokens terms that compare see, or ValueError."""
-    rows = len(hidden_NH)
-    if labels_N.shape != (rows,):
-        raise ValueError(
-            f"one label a row: got hidden states of {rows} rows and labels of shape {tuple(labels_N.shape)}"
-        )
-    if head.weight.dtype == torch.float16:
-        raise ValueError(
-            "the student's head is in fp16, where gradients overflow under a loss scale: use bfloat16 or fp32"
-        )
-    needing = [term.name for term in terms if term.needs_teacher]
-    if teacher is None:
-        if needing:
-            raise ValueError(f"{', '.join(needing)} compare with a teacher: pass a TeacherOutput, got None")
-        return head.vocab_size
-    if normalizers and (teacher.rows is not None or not teacher.shared_vocabulary):
-        raise ValueError(
-            "log-sum-exps of both models belong to the same tokens, in every row: got a teacher of another vocabulary or of "
-            "some rows only; leave the adversary out, or use a teacher of the student's tokenizer"
-        )
-    taught = rows if teacher.rows is None else len(teacher.rows)
-    if len(teacher.hidden_NH) != taught:
-        raise ValueError(
-            f"student and teacher must supervise the same rows: got {taught} and {len(teacher.hidden_NH)}; use one batch for both"
-        )
-    if teacher.shared_vocabulary:
-        return min(head.vocab_size, teacher.head.vocab_size)
-    unable = [term.name for term in terms if term.needs_teacher and term.needs_shared_vocabulary]
-    if unable:
-        raise ValueError(
-            f"{', '.join(unable)} compare token with token, but this teacher has another vocabulary: use UniversalLogit, "
-            f"or a teacher of the student's tokenizer"
-        )
-    return head.vocab_size
 
 
 class _FusedTokenLosses(torch.autograd.Function):

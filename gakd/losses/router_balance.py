@@ -41,7 +41,7 @@ class RouterBalance(Term):
         if not router_logits:
             raise ValueError("the student returns no router logits: RouterBalance needs a mixture of experts")
         if top_k is None:
-            raise ValueError("the student's configuration has no num_experts_per_tok: give RouterBalance(top_k=...)")
+            raise ValueError("the student's configuration names no experts per token: give RouterBalance(top_k=...)")
         logits_LBTE = [logits.float().view(*mask_BT.shape, -1) for logits in router_logits]
         chosen_BE, probability_BE = 0.0, 0.0
         for logits_BTE in logits_LBTE:

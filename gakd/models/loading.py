@@ -53,7 +53,7 @@ class ModelConfig:
     lora_dropout: float = 0.1
     """Dropout of LoRA's inputs, 0 to 1. [0.1]"""
     lora_targets: tuple[str, ...] = (ALL_LINEAR,)
-    """Linear layers with LoRA: all-linear (but the head), or names such as q_proj v_proj. [q, k, v, o, gate, up, down_proj]"""
+    """Linear layers with LoRA: all-linear (but the head), paper (its seven), or names such as q_proj v_proj. [paper]"""
     router_balance_weight: float | None = None
     """Weight of the load balancing of a mixture-of-experts student's routers, per sequence. None: its configuration's, if any."""
     activation_checkpointing: bool = False

@@ -15,8 +15,8 @@ from gakd.models.parts import backbone_of
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-ALL_LINEAR = "all-linear"
-PAPER_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+ALL_LINEAR, PAPER = "all-linear", "paper"
+_PAPER_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def add_lora(
@@ -24,9 +24,9 @@ def add_lora(
 ) -> nn.Module:
     """LoRA on linear layers of the part that reads text; everything else, the head included, is frozen.
 
-    `targets`: `all-linear`, or the last parts of layers' names; the paper's are `PAPER_TARGETS`. The head never has an adapter:
-    one on a head that is tied to the embeddings merges into wrong weights. Nor have layers that the model reads by their weight,
-    which would pass an adapter by. Raises ModelError where peft is missing and where no layer is left to adapt.
+    `targets`: `all-linear`, `paper` (q, k, v, o, gate, up and down_proj), or the last parts of layers' names. The head never
+    has an adapter: one on a head that is tied to the embeddings merges into wrong weights. Nor have layers that the model reads
+    by their weight, which would pass an adapter by. Raises ModelError where peft is missing and where no layer is left.
     """
     try:
         from peft import LoraConfig, get_peft_model
@@ -35,7 +35,7 @@ def add_lora(
             "LoRA needs peft: pip install 'gakd[lora]', or train all weights with --lora-rank 0"
         ) from error
     linear = linear_layers(model)
-    wanted = [name for name in linear if ALL_LINEAR in targets or name.rpartition(".")[2] in targets]
+    wanted = [name for name in linear if is_target(name, targets)]
     if not wanted:
         kinds = sorted({name.rpartition(".")[2] for name in linear})
         raise ModelError(
@@ -47,6 +47,12 @@ def add_lora(
         fan_in_fan_out=all(not isinstance(model.get_submodule(name), nn.Linear) for name in wanted),  # GPT-2's Conv1D
     )  # fmt: skip
     return get_peft_model(model, config)  # type: ignore[arg-type]
+
+
+def is_target(name: str, targets: Sequence[str]) -> bool:
+    """Whether `targets`, as in `add_lora`, mean a linear layer of this name."""
+    own = name.rpartition(".")[2]
+    return ALL_LINEAR in targets or own in targets or (PAPER in targets and own in _PAPER_TARGETS)
 
 
 def linear_layers(model: PreTrainedModel) -> list[str]:

@@ -10,6 +10,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from gakd.models.errors import ModelError
 from gakd.types import Batch
 
+_EXPERTS_PER_TOKEN = (
+    "num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "moe_k", "top_k_experts", "top_k",
+)  # fmt: skip
+
 
 def backbone_of(base: PreTrainedModel) -> PreTrainedModel:
     """What turns token ids into the hidden states that the head reads.
@@ -68,6 +72,18 @@ def decoder_layers(base: PreTrainedModel) -> nn.ModuleList:
             f"{type(base).__name__} keeps {depth} layers in no ModuleList: it can be neither pruned nor cut"
         )
     return layers
+
+
+def experts_per_token(base: PreTrainedModel) -> int | None:
+    """How many experts read a token, under whatever name the text's configuration has for it; None of a dense model."""
+    text: Any = base.config.get_text_config()
+    for config in (text, getattr(text, "ffn_config", None)):
+        for name in _EXPERTS_PER_TOKEN:
+            value = getattr(config, name, None)
+            value = max(value, default=0) if isinstance(value, (list, tuple)) else value  # of each layer
+            if isinstance(value, int) and value > 0:
+                return value
+    return None
 
 
 def idle_parameters(base: PreTrainedModel) -> dict[str, nn.Parameter]:

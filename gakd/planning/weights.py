@@ -9,13 +9,10 @@ from typing import Any, NamedTuple
 from torch import nn
 from transformers import PreTrainedModel
 
-from gakd.models.lora import ALL_LINEAR, add_lora
-from gakd.models.parts import backbone_of, idle_parameters
+from gakd.models.lora import ALL_LINEAR, add_lora, is_target
+from gakd.models.parts import experts_per_token, idle_parameters
 from gakd.planning.layers import Kind, layers_of
 from gakd.planning.probe import Probe, linear_places
-
-# What configurations call the number of experts that read a token.
-_CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "moe_k", "top_k_experts", "top_k")
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ def weights_of(model: PreTrainedModel, kinds: Sequence[Kind], seen: Probe, adapt
     for at, layer in enumerate(layers):
         for parameter in layer.parameters():
             uses.setdefault(id(parameter), []).append(at)
-        experts |= _experts(layer, seen.active[kinds[at]] or _chosen(model))
+        experts |= _experts(layer, seen.active[kinds[at]] or (experts_per_token(model) or 0))
     products, idle = _products(model, experts), {id(parameter) for parameter in idle_parameters(model).values()}
     found = []
     for parameter in model.parameters():
@@ -70,8 +67,7 @@ def adapted_layers(model: PreTrainedModel, kinds: Sequence[Kind], seen: Probe, a
     names = [
         name
         for name, place in linear_places(model, kinds).items()
-        if place not in seen.passed_by
-        and (ALL_LINEAR in adapters.targets or name.rpartition(".")[2] in adapters.targets)
+        if place not in seen.passed_by and is_target(name, adapters.targets)
     ]
     if not names:
         add_lora(model, adapters.rank, 1, adapters.dropout, adapters.targets)  # which says so
@@ -96,19 +92,6 @@ def _experts(layer: nn.Module, chosen: int) -> dict[int, float]:
         if chosen and count:
             shares |= {id(parameter): min(chosen / count, 1.0) for parameter in own}
     return shares
-
-
-def _chosen(model: PreTrainedModel) -> int:
-    """Experts that read a token, as the configuration says."""
-    text: Any = backbone_of(model).config
-    for config in (text, getattr(text, "ffn_config", None)):
-        for name in _CHOSEN:
-            value = getattr(config, name, None)
-            if isinstance(value, (list, tuple)):
-                value = max(value, default=0)
-            if isinstance(value, int) and value > 0:
-                return value
-    return 0
 
 
 def _products(model: PreTrainedModel, experts: Iterable[int]) -> set[int]:

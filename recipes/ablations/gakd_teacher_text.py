@@ -4,7 +4,6 @@ The teacher first answers the training prompts, as many as --steps can use, into
 Without --student: SmolLM2-135M-Instruct into its own every third layer, on docstrings, minutes on two CPU cores.
 
 The paper's setting: python recipes/ablations/gakd_teacher_text.py --student Qwen3-0.6B --teacher Qwen3-8B --dataset dolly
-
 In --help, [brackets] hold the paper's values. Without --student, the defaults shown are those of the demo.
 """
 

@@ -140,6 +140,13 @@ def test_one_line_says_what_is_adapted(tmp_path, capsys):
     assert f"{lora_text(student)}\n" == line
 
 
+@pytest.mark.parametrize(("name", "adapted"), [("Llama", 28), ("Phi-3", 8), ("Mixtral", 16)])
+def test_the_papers_targets_are_a_choice(name, adapted):
+    """Phi-3 has its projections of queries, keys and values in one, under another name."""
+    student = add_lora(tiny_model(name), 4, 8, 0.0, ("paper",)).get_base_model()
+    assert sum(hasattr(module, "lora_A") for module in student.modules()) == adapted
+
+
 def test_targets_by_name_are_those_alone(tmp_path):
     tiny_model("Llama").save_pretrained(tmp_path)
     student = load_student(ModelConfig(str(tmp_path), lora_rank=4, lora_targets=("q_proj", "v_proj")))

@@ -14,7 +14,7 @@ ABLATIONS = [name for name, path in RECIPES.items() if path.parent.name == "abla
 BASELINES = [name for name, path in RECIPES.items() if path.parent.name == "baselines"]
 # The released code reads whole logits, with a loop of its own; these rivals train on text that they write, with rewards.
 FURTHEST = {"released": 120, "gakd_on_policy": 32, "distillm": 120, "distillm2": 125, "gad": 145, "minillm": 135}
-LONGEST = {"gakd_on_policy": 147}  # the template whole, and a sampler
+LONGEST = {"gakd_on_policy": 145}  # the template whole, and a sampler
 
 
 def test_the_readme_holds_the_table_of_the_recipes():
@@ -46,7 +46,7 @@ def test_a_recipe_says_what_it_is_and_how_it_starts(recipe):
     assert "In --help, [brackets] hold the " in documentation
     for command in re.findall(r"python (recipes/\S+\.py)", documentation):
         assert (recipe_table.ROOT / command).is_file(), f"{recipe} names {command}"
-    assert len(text.splitlines()) <= LONGEST.get(recipe, 132)
+    assert len(text.splitlines()) <= LONGEST.get(recipe, 131)
 
 
 @pytest.mark.parametrize("recipe", ABLATIONS)

@@ -25,7 +25,7 @@ def test_prompts_of_one_length_where_padding_shows():
 
 @pytest.mark.parametrize("name", ["RWKV", "Llama 4 (text)", "RecurrentGemma", "MiniMax", "Mamba", "Qwen3"])
 def test_greedy_text_is_the_models_own(name):
-    check_text(tiny_model(name))
+    assert check_text(tiny_model(name)) >= 3  # a token at least of each of three responses
 
 
 def test_a_model_is_asked_once():
