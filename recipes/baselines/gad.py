@@ -7,7 +7,6 @@ OUTPUT_DIR/teacher-text; with `--teacher None` the dataset's responses are the t
 Without --student: the demo, SmolLM2-135M-Instruct into its own every third layer, minutes on two CPU cores.
 
 On GAKD's data: python recipes/baselines/gad.py --student Qwen3-0.6B --discriminator Qwen3-0.6B --dataset dolly
-
 In --help, [brackets] hold the paper's values. Without --student, the defaults shown are those of the demo.
 """
 
