@@ -72,7 +72,7 @@ def load_student(config: ModelConfig) -> nn.Module:
     for parameter in idle_parameters(model).values():
         parameter.requires_grad_(False)
     if config.activation_checkpointing:
-        _checkpoint_activations(model)
+        checkpoint_activations(model)
     student: nn.Module = model
     if config.lora_rank:
         student = add_lora(model, config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets)
@@ -84,10 +84,11 @@ def load_student(config: ModelConfig) -> nn.Module:
     return student
 
 
-def _checkpoint_activations(model: PreTrainedModel) -> None:
+def checkpoint_activations(model: PreTrainedModel, preserve_rng_state: bool = True) -> None:
+    """Keep the inputs of layers alone and recompute the rest; ModelError for a class that cannot."""
     try:
         # Non-reentrant: the embeddings of a LoRA student carry no gradient that reentrant checkpoints could start from.
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": preserve_rng_state})
     except ValueError as error:
         raise ModelError(
             f"{type(model).__name__} cannot recompute its activations: leave out --activation-checkpointing"

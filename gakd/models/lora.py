@@ -28,12 +28,6 @@ def add_lora(
     has an adapter: one on a head that is tied to the embeddings merges into wrong weights. Nor have layers that the model reads
     by their weight, which would pass an adapter by. Raises ModelError where peft is missing and where no layer is left.
     """
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise ModelError(
-            "LoRA needs peft: pip install 'gakd[lora]', or train all weights with --lora-rank 0"
-        ) from error
     linear = linear_layers(model)
     wanted = [name for name in linear if is_target(name, targets)]
     if not wanted:
@@ -42,9 +36,20 @@ def add_lora(
             f"LoRA adapts linear layers named {', '.join(targets)}, and {type(model).__name__} has {', '.join(kinds) or 'none'}: "
             f"name some of these by --lora-targets, or train all weights with --lora-rank 0"
         )
+    return adapt(model, wanted, rank, alpha, dropout)
+
+
+def adapt(model: PreTrainedModel, names: Sequence[str], rank: int, alpha: int, dropout: float) -> nn.Module:
+    """LoRA on the linear layers of these names; ModelError where peft is missing."""
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise ModelError(
+            "LoRA needs peft: pip install 'gakd[lora]', or train all weights with --lora-rank 0"
+        ) from error
     config = LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=wanted, task_type="CAUSAL_LM",
-        fan_in_fan_out=all(not isinstance(model.get_submodule(name), nn.Linear) for name in wanted),  # GPT-2's Conv1D
+        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(names), task_type="CAUSAL_LM",
+        fan_in_fan_out=all(not isinstance(model.get_submodule(name), nn.Linear) for name in names),  # GPT-2's Conv1D
     )  # fmt: skip
     return get_peft_model(model, config)  # type: ignore[arg-type]
 

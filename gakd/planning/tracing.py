@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from gakd.models.errors import ModelError
 from gakd.models.heads import hidden_rows
+from gakd.models.loading import checkpoint_activations
+from gakd.models.lora import adapt
 from gakd.models.parts import backbone_of
 from gakd.planning.footprint import anatomy, remembered
 from gakd.planning.layers import Sample, build
@@ -48,9 +49,10 @@ def student_activations(
         with torch.device("meta"):
             model = _without_vocabulary(as_on_a_gpu(build(sample.config, dtype), found.probe.fused))
             if checkpointing:
-                _checkpoint(model)
+                # The state of the generator would be read from real tensors, and none is needed.
+                checkpoint_activations(model, preserve_rng_state=False)
             names = adapted_layers(model, sample.kinds, found.probe, adapters)
-            student = (_adapted(model, names, adapters) if names else model).train()
+            student = (adapt(model, names, adapters.rank, 1, adapters.dropout) if names else model).train()
         if fused_dropout:
             _fuse_dropout(student)
         with FakeTensorMode():
@@ -112,23 +114,6 @@ def _without_vocabulary(model: PreTrainedModel) -> PreTrainedModel:
             if isinstance(module, nn.Embedding):
                 module.padding_idx = None
     return model
-
-
-def _checkpoint(model: PreTrainedModel) -> None:
-    try:
-        # The state of the generator would be read from real tensors, and none is needed.
-        model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
-    except ValueError as error:
-        raise ModelError(
-            f"{type(model).__name__} cannot recompute its activations: leave out --activation-checkpointing"
-        ) from error
-
-
-def _adapted(model: PreTrainedModel, names: list[str], adapters: Adapters) -> nn.Module:
-    from peft import LoraConfig, get_peft_model
-
-    config = LoraConfig(r=adapters.rank, lora_dropout=adapters.dropout, target_modules=names, task_type="CAUSAL_LM")
-    return get_peft_model(model, config)  # type: ignore[arg-type]
 
 
 def _batch(sequences: int, length: int, supervised: int) -> Batch:
