@@ -1,12 +1,18 @@
-"""What makes a written file trustworthy (that it is whole, its hash, that it has reached the disk), and where kept files are."""
+"""What makes a written file trustworthy (whole, on the disk, its hash, one writer at a time), and where kept files are."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
+from collections.abc import Set
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
+
+_DIGEST = "digest"
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -28,9 +34,54 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """What a file holds, or None where there is none and where it holds no object that can be read."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def write_sealed(path: Path, value: dict[str, Any]) -> None:
+    """`write_json` of an object, with a digest over all of it: `read_sealed` notices any damage."""
+    value = json.loads(json.dumps(value, default=str))
+    write_json(path, value | {_DIGEST: _digest_of(value)}, indent=1)
+
+
+def read_sealed(path: Path, unsealed: Set[str] = frozenset()) -> dict[str, Any]:
+    """What `write_sealed` wrote. ValueError where it is anything else, OSError where it cannot be read.
+
+    A file of exactly the names `unsealed`, from before there were digests, is taken as it is.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    if not isinstance(value, dict):
+        raise ValueError("it holds no object")
+    if unsealed and value.keys() == unsealed:
+        return value
+    digest = value.pop(_DIGEST, None)
+    if digest != _digest_of(value):
+        raise ValueError("it is not as it was written")
+    return value
+
+
+def _digest_of(value: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def hold(path: Path) -> TextIOWrapper | None:
+    """A file that keeps other processes out as long as it is open, to the end of the process at most; None where one is in.
+
+    Where the file system knows no locks, nobody is kept out.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.open("a")
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            lock.close()
+            return None
+    return lock
 
 
 def file_digest(path: Path) -> str:

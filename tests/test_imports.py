@@ -12,7 +12,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "gakd"
 # From the ground up. A room imports rooms of the floors below it; nothing imports the top floor.
 FLOORS = """
-types errors files seeds machine weights rewards lazy
+types errors files pipes seeds machine weights rewards lazy
 flags objective models logging
 losses data
 adversary teachers

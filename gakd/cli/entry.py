@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import tyro
 
 from gakd.cli import config_file
 from gakd.errors import InputError, RunError
+from gakd.pipes import LEFT, leave_closed_pipes
 
 Config = TypeVar("Config")
 
@@ -27,34 +29,49 @@ def run(main: Callable[[Config], None], config: Config) -> None:
     warnings.simplefilter("ignore", FutureWarning)  # from one library about another: nothing a user could act on
     try:
         main(config)
+        sys.stdout.flush()
     except KeyboardInterrupt:
-        print("error: interrupted by hand; a training run goes on with --resume", file=sys.stderr)
-        sys.exit(130)
+        _end("interrupted by hand; a training run goes on with --resume", 130)
     except RunError as error:
-        print(f"error: {_line(error)}", file=sys.stderr)
-        sys.exit(1)
+        _end(_line(error), 1)
     except ValueError as error:
         if not _is_ours(error):
             raise
-        print(f"error: {_line(error)}", file=sys.stderr)
-        sys.exit(2)
+        _end(_line(error), 2)
     except RuntimeError as error:
         import torch  # by now it is there, where the error is its; `gakd ls` and its like do without
 
         if not isinstance(error, torch.OutOfMemoryError):
             raise
         reason = str(error).partition(". ")[0]
-        print(
-            f"error: {reason}: lower --micro-batch-size (the result stays the same), add --activation-checkpointing, or ask "
+        _end(
+            f"{reason}: lower --micro-batch-size (the result stays the same), add --activation-checkpointing, or ask "
             f"`gakd plan` what fits",
-            file=sys.stderr,
+            1,
         )
-        sys.exit(1)
     except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            _end_unread()
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        print(f"error: {error}: make room, then run again; a training run with --resume", file=sys.stderr)
-        sys.exit(1)
+        _end(f"{error}: make room, then run again; a training run with --resume", 1)
+    except SystemExit as leaving:
+        if isinstance(leaving.__context__, BrokenPipeError):  # as rich leaves
+            _end_unread()
+        raise
+
+
+def _end(reason: str, status: int) -> NoReturn:
+    """One line to whoever reads it, and the status."""
+    with contextlib.suppress(OSError):
+        print(f"error: {reason}", file=sys.stderr)
+    leave_closed_pipes()
+    sys.exit(status)
+
+
+def _end_unread() -> NoReturn:
+    leave_closed_pipes()
+    _end(f"{LEFT}: a training run goes on with --resume", 1)
 
 
 def _is_ours(error: ValueError) -> bool:

@@ -3,16 +3,16 @@
 Imports the leaves.
 """
 
-from gakd.logging.loggers import Logger, LoggerName, check_installed, open_loggers
+from gakd.logging.loggers import Logger, LoggerName, Loggers, check_installed
 from gakd.logging.metrics import MetricsLog
 from gakd.logging.progress import Pace, ProgressView
 
 __all__ = [
     "Logger",
     "LoggerName",
+    "Loggers",
     "MetricsLog",
     "Pace",
     "ProgressView",
     "check_installed",
-    "open_loggers",
 ]

@@ -5,11 +5,15 @@ from __future__ import annotations
 import importlib.util
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from rich.markup import escape
+
 from gakd.errors import InputError
+from gakd.files import write_whole
 
 LoggerName = Literal["tensorboard", "wandb", "trackio"]
 PROJECT = "gakd"
@@ -23,12 +27,40 @@ class Logger(Protocol):
     def close(self) -> None: ...
 
 
-def open_loggers(names: Sequence[LoggerName], folder: Path, resume_at: int) -> list[Logger]:
-    """One of each, for the run in `folder`, whose config.json they show; InputError where a package is missing."""
-    for name in names:
-        check_installed(name)
-    kinds = {"tensorboard": _TensorBoard, "wandb": _WandB, "trackio": _Trackio}
-    return [kinds[name](folder, resume_at) for name in names]
+class Loggers:
+    """One of each name, for the run in `folder`, whose config.json they show. One that raises is switched off, and `say` says so.
+
+    InputError where a package is missing.
+    """
+
+    def __init__(self, names: Sequence[LoggerName], folder: Path, resume_at: int, say: Callable[[str], None]) -> None:
+        for name in names:
+            check_installed(name)
+        kinds = {"tensorboard": _TensorBoard, "wandb": _WandB, "trackio": _Trackio}
+        self._say = say
+        self._on: dict[str, Logger] = {}
+        for name in names:
+            with self._switching_off(name):
+                self._on[name] = kinds[name](folder, resume_at)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        for name, logger in list(self._on.items()):
+            with self._switching_off(name):
+                logger.log(step, values)
+
+    def close(self) -> None:
+        for name, logger in list(self._on.items()):
+            with self._switching_off(name):
+                logger.close()
+
+    @contextmanager
+    def _switching_off(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # of a server, a network, a library: none of it is a reason to lose a run
+            self._on.pop(name, None)
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            self._say(f"warning: --log-to {name} is switched off ({escape(reason)}); metrics.csv has all numbers")
 
 
 def check_installed(name: LoggerName) -> None:
@@ -99,5 +131,5 @@ def _identity(folder: Path) -> tuple[str, str]:
     """The folder's name, and an id that is the same for each start of this run and no other's: kept in the folder."""
     path = folder / "run-id"
     if not path.exists():
-        path.write_text(secrets.token_hex(4))
+        write_whole(path, secrets.token_hex(4))
     return folder.resolve().name, path.read_text()

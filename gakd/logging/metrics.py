@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import csv
-import os
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
+from gakd.errors import InputError
+from gakd.files import write_whole
 from gakd.logging.loggers import Logger
 
 
@@ -14,15 +16,14 @@ class MetricsLog:
     """A wide CSV, a row a step and one more where the step was evaluated; late columns are added to the header.
 
     On resume the rows after `resume_at` are dropped: the steps they describe are run again. Each row goes to `others` too.
+    InputError where the rows that are kept are damaged.
     """
 
     def __init__(self, path: Path, resume_at: int = 0, others: Sequence[Logger] = ()) -> None:
         self.path, self.others = path, others
         self.rows: list[dict[str, str]] = []
-        if path.exists():
-            # What follows the last line break is a row that a kill cut short.
-            whole = path.read_text().rpartition("\n")[0].splitlines()
-            self.rows = [row for row in csv.DictReader(whole) if int(row["step"]) <= resume_at]
+        if path.exists() and resume_at:
+            self.rows = [row for row in read_rows(path) if int(row["step"]) <= resume_at]
         self.columns = list(dict.fromkeys(name for row in self.rows for name in row)) or ["step"]
         self._rewrite()
 
@@ -44,9 +45,30 @@ class MetricsLog:
             other.close()
 
     def _rewrite(self) -> None:
-        scratch = self.path.with_suffix(".tmp")
-        with scratch.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.columns)
-            writer.writeheader()
-            writer.writerows(self.rows)
-        os.replace(scratch, self.path)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self.columns)
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_whole(self.path, text.getvalue())
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The whole rows of a metrics.csv, by column; InputError where it is damaged.
+
+    What follows the last line break is a row that a kill cut short.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
+        reader = csv.DictReader(lines)
+        rows = list(reader)
+        if "step" not in (reader.fieldnames or ()):
+            raise ValueError("its first line names no column step")
+        for row in rows:
+            if None in row or None in row.values():
+                raise ValueError(f"the row of step {row['step']!r} has more or fewer cells than there are columns")
+            [int(row["step"]), *(float(value) for value in row.values() if value)]
+    except (ValueError, csv.Error) as error:
+        raise InputError(
+            f"{path} is damaged ({error}): put back a copy of it, or remove it, and the log begins where the run goes on"
+        ) from error
+    return rows

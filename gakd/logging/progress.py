@@ -7,6 +7,7 @@ import time
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from gakd.machine import peak_memory
 
@@ -93,8 +94,12 @@ class ProgressView:
 
     def say(self, text: str) -> None:
         """A line above the bar."""
-        if self.shown:
+        if not self.shown:
+            return
+        if self._bar is not None:
             self.console.print(text, highlight=False, soft_wrap=True)
+        else:  # rich would end the process where nobody reads it
+            print(Text.from_markup(text).plain, flush=True)
 
     def close(self) -> None:
         if self._bar is not None:

@@ -1,16 +1,24 @@
-"""What tells one model's files, or one tokenizer, from another: sizes and SHA-256."""
+"""What tells one model, or one tokenizer, from another: sizes and SHA-256 of its files, sums of its weights."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from gakd.files import file_digest
+from gakd.models.lora import base_of
 from gakd.models.names import local_folder
+
+_BLOCK, _GOLDEN = (
+    1 << 18,
+    -1640531527,
+)  # words; 2**32 over the golden ratio, so that the places' numbers differ in all bits
 
 
 def text_digest(text: str) -> str:
@@ -47,3 +55,53 @@ def model_files(model: str, known: Mapping[str, Mapping[str, Any]]) -> dict[str,
             same = all(before.get(name) == value for name, value in mark.items())
             found[path.name] = mark | {"sha256": before["sha256"] if same else file_digest(path)}
     return found
+
+
+def frozen_mark(model: nn.Module) -> str:
+    """A hash of a model that is not trained: its weights and buffers, and what its configurations say."""
+    return _mark(model, [*model.named_parameters(), *model.named_buffers()])
+
+
+def untrained_mark(module: nn.Module) -> str:
+    """A hash of what a checkpoint of a module leaves out, being neither trained nor part of its state.
+
+    These are frozen weights, buffers that are made anew with each module, and what a model's configurations say.
+    """
+    frozen = [(name, weight) for name, weight in module.named_parameters() if not weight.requires_grad]
+    kept = module.state_dict().keys()
+    return _mark(module, [*frozen, *((name, buffer) for name, buffer in module.named_buffers() if name not in kept)])
+
+
+def _mark(module: nn.Module, weights: Sequence[tuple[str, Tensor]]) -> str:
+    return text_digest(json.dumps([_settings(module), weights_mark(weights)], default=str))
+
+
+def weights_mark(weights: Sequence[tuple[str, Tensor]]) -> str:
+    """A hash of names, shapes, dtypes and all bits of some tensors, the same on any device; it waits for the device once.
+
+    Each block of 32-bit words gives the sum of words times odd numbers of their places, modulo 2**64: any single word that is
+    another gives another sum, and of several that are, all but one case in some thousand millions.
+    """
+    about = [f"{name} {tuple(weight.shape)} {weight.dtype}" for name, weight in weights]
+    sums = [total for _, weight in weights for total in _word_sums(weight.detach())]
+    found = torch.stack(sums).tolist() if sums else []
+    return text_digest(json.dumps([about, found]))
+
+
+def _settings(module: nn.Module) -> list[dict[str, Any]]:
+    """What configurations say beside their class's defaults; where they came from and who wrote them has no effect."""
+    model = base_of(module)
+    told: list[Any] = [getattr(model, name, None) for name in ("config", "generation_config")]
+    said = [one.to_diff_dict() for one in told if one is not None]
+    return [
+        {name: one[name] for name in sorted(one.keys() - {"_name_or_path", "transformers_version"})} for one in said
+    ]
+
+
+def _word_sums(weight: Tensor) -> list[Tensor]:
+    flat = weight.contiguous().reshape(-1).view(torch.uint8)
+    if flat.numel() % 4 or flat.storage_offset() % 4:
+        flat = torch.cat([flat, flat.new_zeros(-flat.numel() % 4)])
+    words = flat.view(torch.int32)
+    odd = (torch.arange(min(words.numel(), _BLOCK), device=words.device) * _GOLDEN) | 1
+    return [(block.long() * odd[: block.numel()]).sum() for block in words.split(_BLOCK)]

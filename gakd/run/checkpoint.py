@@ -1,14 +1,13 @@
 """Checkpoints: written atomically, verified when read, enough to resume bit for bit.
 
 A checkpoint is a folder `step-N` that appears whole or not at all: it is written under another name, every file is synced,
-and the folder is renamed. Its manifest names the size and hash of each file. Weights are safetensors, the rest is read with
-`weights_only`; nothing of unknown origin is ever unpickled. Where weights are sharded, each rank writes its part. Only trainable
-weights are kept: frozen ones are reloaded from where they came from.
+and the folder is renamed. Its manifest names the size and hash of each file, and has a digest of its own. Weights are
+safetensors, the rest is read with `weights_only`; nothing of unknown origin is ever unpickled. Where weights are sharded, each
+rank writes its part. Only trainable weights are kept: frozen ones are reloaded from where they came from.
 """
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
 import warnings
@@ -26,10 +25,11 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from gakd.errors import InputError, RunError
-from gakd.files import file_digest, sync
+from gakd.files import file_digest, read_sealed, sync, write_sealed
 from gakd.models.sharding import load_own_state, own_part, own_state
 
 MANIFEST = "manifest.json"
+_UNSEALED = frozenset({"step", "world_size", "score", "files"})  # of a manifest from before it had a digest
 
 
 class Stateful(Protocol):
@@ -77,8 +77,8 @@ def save(
             "score": score,
             "files": {path.name: _fingerprint(path) for path in files},
         }
-        (scratch / MANIFEST).write_text(json.dumps(manifest, indent=2))
-        for path in [*files, scratch / MANIFEST, scratch]:
+        write_sealed(scratch / MANIFEST, manifest)
+        for path in [*files, scratch]:
             sync(path)
         if final.exists() and damage(final):
             _remove(final)
@@ -105,10 +105,12 @@ def best(folder: Path) -> Path | None:
 
 
 def score_of(path: Path) -> float | None:
+    """The validation's ROUGE-L of a checkpoint; None where it has none, and where its manifest is damaged."""
     try:
-        return json.loads((path / MANIFEST).read_text()).get("score")
-    except (OSError, ValueError):
+        score = _manifest(path)["score"]
+    except (OSError, ValueError, KeyError):
         return None
+    return score if isinstance(score, (int, float)) else None
 
 
 def newest(folder: Path) -> Path | None:
@@ -142,7 +144,7 @@ def load(
     states: dict[str, Stateful],
 ) -> int:
     """Restore modules, optimizers and this rank's states in place; returns the number of finished steps."""
-    manifest = json.loads((path / MANIFEST).read_text())
+    manifest = _manifest(path)
     if manifest["world_size"] != fabric.world_size:
         raise InputError(
             f"{path} was written by {manifest['world_size']} processes, this run has {fabric.world_size}: "
@@ -175,6 +177,12 @@ def load_modules(fabric: Fabric, path: Path, modules: dict[str, nn.Module]) -> N
             raise InputError(
                 f"{path / name} holds other weights than this {name} trains, for example {differing[0]}: same config?"
             )
+        for key, tensor in own.items():
+            if (stored[key].shape, stored[key].dtype) != (tensor.shape, tensor.dtype):  # a copy would broadcast
+                raise InputError(
+                    f"{file} holds {key} as {list(stored[key].shape)} {stored[key].dtype}, this {name} has it as "
+                    f"{list(tensor.shape)} {tensor.dtype}: resume with the --student and the flags that it was trained with"
+                )
         with torch.no_grad():
             for key, tensor in own.items():
                 tensor.copy_(stored[key])
@@ -221,7 +229,7 @@ def _part(name: str, sharded: bool, fabric: Fabric) -> str:
 def _steps(folder: Path) -> list[Path]:
     """Finished checkpoints, newest first."""
     paths = [path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdigit()]
-    return sorted(paths, key=lambda path: -int(path.name.removeprefix("step-")))
+    return sorted(paths, key=_number, reverse=True)
 
 
 def _together(fabric: Fabric, final: Path, part: Callable[[], None] | None) -> None:
@@ -257,12 +265,22 @@ def _fingerprint(path: Path) -> dict[str, Any]:
 def damage(path: Path) -> str | None:
     """What is wrong with a checkpoint's files; None where they are as its manifest says."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        for name, expected in manifest["files"].items():
+        for name, expected in _manifest(path)["files"].items():
             if not (path / name).exists():
                 return f"{name} is missing"
             if _fingerprint(path / name) != expected:
                 return f"{name} is not as it was written"
-    except (OSError, ValueError, KeyError) as error:
-        return f"manifest unreadable: {error}"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{MANIFEST}: {error}"
     return None
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    manifest = read_sealed(path / MANIFEST, _UNSEALED)
+    if manifest["step"] != (of_folder := _number(path)):
+        raise ValueError(f"it is of step {manifest['step']}, its folder of step {of_folder}")
+    return manifest
+
+
+def _number(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))

@@ -60,6 +60,11 @@ class RunConfig:
     """auto: bf16-mixed on a GPU, 32-true on a CPU."""
 
 
+def total_steps(config: RunConfig, examples: int) -> int:
+    """Optimizer steps of a whole run on so many examples."""
+    return config.steps if config.steps is not None else config.epochs * (examples // config.batch_size)
+
+
 def learning_rate_at(config: RunConfig, step: int, total: int) -> float:
     """Of a step, from 0, of `total`: linear warm-up, then half a cosine down to `min_learning_rate` at the last one."""
     if step < config.warmup_steps:

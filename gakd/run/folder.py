@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
-import fcntl
 import json
+import warnings
 from contextlib import ExitStack
 from io import TextIOWrapper
 from pathlib import Path
@@ -14,22 +13,20 @@ from typing import Any, TypeVar
 from lightning_fabric import Fabric
 
 from gakd.data.dates import fixed_date
-from gakd.data.load import Data, DataConfig
+from gakd.data.load import DataConfig
 from gakd.errors import InputError
-from gakd.files import write_json
+from gakd.files import hold, read_json, write_json
 from gakd.models.loading import ModelConfig
+from gakd.run.config import RunConfig, learning_rate_at, total_steps
 from gakd.teachers.cache import MANIFEST
 
 Group = TypeVar("Group")
 
-# What the marks of a run's data stand for.
-_NAMES = {
-    "train": "the training examples", "valid": "the validation examples", "test": "the test examples",
-    "tokenizer": "the tokenizer", "template": "the chat template", "date": "the date that the template sets",
-    "lengths": "the lengths", "prompts alone": "whether responses are written by the recipe",
+# What may differ between a run and its resumption: no bit of the training depends on it. How many steps there are is
+# compared where the data are known (`lengthen`).
+_FREE_TO_CHANGE = {
+    "resume", "output_dir", "keep_checkpoints", "save_every", "log_to", "export", "on_nonfinite", "steps", "epochs",
 }  # fmt: skip
-# What may differ between a run and its resumption: no bit of the training depends on it.
-_FREE_TO_CHANGE = {"resume", "output_dir", "keep_checkpoints", "save_every", "log_to", "export", "on_nonfinite"}
 
 
 def claim(fabric: Fabric, folder: Path, recipe_config: Any, resume: bool) -> TextIOWrapper | None:
@@ -40,7 +37,7 @@ def claim(fabric: Fabric, folder: Path, recipe_config: Any, resume: bool) -> Tex
     Raises InputError on every rank where the folder holds a run and `resume` is off, where it holds one with other
     settings, naming those that differ, where another process is at work in it, and where nothing can be written.
     """
-    wanted = json.loads(json.dumps(dataclasses.asdict(recipe_config), default=str))
+    wanted = resolved(recipe_config)
     lock, error = None, None
     if fabric.is_global_zero:
         try:
@@ -64,30 +61,38 @@ def fix_date(fabric: Fabric, folder: Path, recipe_config: Any, resume: bool) -> 
     data.date = fabric.broadcast(fixed_date(data.date, *kept))
 
 
-def check_data(fabric: Fabric, folder: Path, data: Data) -> None:
-    """Keep what a run's data are known by, or, where it goes on, compare; InputError on every rank, naming what has changed."""
-    error = None
+def lengthen(fabric: Fabric, folder: Path, now: RunConfig, recipe_config: Any, step: int, examples: int) -> str | None:
+    """Give a run that goes on its new number of steps, where those that it has made would be the same; else InputError.
+
+    `step` are finished. Returns what is to be said of it.
+    """
+    kept: dict[str, Any] = {}
     if fabric.is_global_zero:
-        path, marks = folder / "data.json", data.marks
-        before = json.loads(path.read_text()) if path.exists() else marks
-        if changed := [
-            _named(name, before.get(name), marks[name]) for name in marks if before.get(name) != marks[name]
-        ]:
-            error = (
-                f"{folder} was begun with other data, so its steps would not be those of one run. Changed: {', '.join(changed)}. "
-                f"Give it what it was begun with, or another --output-dir"
-            )
-        elif not path.exists():
-            write_json(folder / "data_summary.json", data.counts, indent=2)
-            write_json(path, marks, indent=2)
-    error = fabric.broadcast(error)
-    if error:
-        raise InputError(error)
+        kept = (read_json(folder / "config.json") or {}).get(_name_of(recipe_config, now), {})
+    before = {name: kept[name] for name in ("steps", "epochs") if name in kept}
+    old = fabric.broadcast(total_steps(dataclasses.replace(now, **before), examples))
+    new = total_steps(now, examples)
+    if old == new:
+        return None
+    another = f"--student {folder / 'student'} --output-dir ANOTHER begins a new run with what this one has exported"
+    if step > new:
+        raise InputError(f"{folder} has {step} finished steps, {new} are asked for: give at least {step}; {another}")
+    if any(learning_rate_at(now, at, old) != learning_rate_at(now, at, new) for at in range(step)):
+        raise InputError(
+            f"{folder} was begun for {old} steps, {new} are asked for: the learning rate falls over all steps, so the {step} "
+            f"that are done would have had other rates. Give {old} steps; {another}; or begin with --min-learning-rate equal "
+            f"to --learning-rate, and the run may be lengthened"
+        )
+    if fabric.is_global_zero:
+        write_json(folder / "config.json", resolved(recipe_config), indent=2)
+    if step == old and now.evaluate_every and step % now.evaluate_every:
+        return f"step {step} was validated as the last of {old}, which a run of {new} steps would not have done"
+    return None
 
 
-def _named(name: str, before: str | None, now: str) -> str:
-    """What has changed; of hashes nobody learns anything."""
-    return f"{_NAMES.get(name, name)}{f' (was {before}, is {now})' if name in ('date', 'lengths') else ''}"
+def resolved(recipe_config: Any) -> dict[str, Any]:
+    """All flags as config.json has them."""
+    return json.loads(json.dumps(dataclasses.asdict(recipe_config), default=str))
 
 
 def group_of(config: Any, kind: type[Group]) -> Group | None:
@@ -95,50 +100,59 @@ def group_of(config: Any, kind: type[Group]) -> Group | None:
     return next((value for value in vars(config).values() if isinstance(value, kind)), None)
 
 
+def _name_of(config: Any, group: Any) -> str:
+    return next(name for name, value in vars(config).items() if value is group)
+
+
 def _take(folder: Path, wanted: dict[str, Any], resume: bool) -> TextIOWrapper:
     path = folder / "config.json"
     with ExitStack() as opened:
         try:
             str(folder).encode()  # what is written later is named in UTF-8
-            folder.mkdir(parents=True, exist_ok=True)
-            lock = opened.enter_context((folder / ".lock").open("a"))
+            # A job that is started again while the first still saves would mix its rows with the first's.
+            lock = hold(folder / ".lock")
             # A run that was refused before its first result has left a configuration and nothing to lose.
             begun = any((folder / name).exists() for name in ("before.json", "metrics.csv", "checkpoints"))
-            before = json.loads(path.read_text()) if begun and path.exists() else {}
-            free = _is_free(lock)
-            if free and not begun:
+            if lock is None:
+                raise InputError(
+                    f"another process is at work in {folder}: wait for it or end it, or give another --output-dir"
+                )
+            opened.enter_context(lock)
+            if begun and not resume:
+                raise InputError(
+                    f"{folder} holds another run: add --resume to continue it, or give another --output-dir"
+                )
+            if begun:
+                _refuse_other(path, wanted)
+            if not begun or not path.exists():
                 write_json(path, wanted, indent=2)
         except (OSError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
             reason = error.strerror if isinstance(error, OSError) else str(error).partition(":")[0]
             shown = ascii(str(folder))
             shown = shown if len(shown) <= 200 else f"{shown[:197]}..."
             raise InputError(
                 f"cannot use {shown} as --output-dir: {reason}; give a folder that can be written to"
             ) from error
-        if not free:
-            raise InputError(
-                f"another process is at work in {folder}: wait for it or end it, or give another --output-dir"
-            )
-        if begun and not resume:
-            raise InputError(f"{folder} holds another run: add --resume to continue it, or give another --output-dir")
-        if begun and (changed := _differences(before, wanted)):
-            raise InputError(
-                f"{folder} was run with other settings: {'; '.join(changed)}. Use the same, or another --output-dir"
-            )
         opened.pop_all()
         return lock
 
 
-def _is_free(lock: TextIOWrapper) -> bool:
-    """Whether no other process holds the lock, which this one then has; True where the file system knows no locks.
-
-    A job that is started again while the first still saves would mix its rows with the first's, and clear away its files.
-    """
-    try:
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return error.errno not in (errno.EACCES, errno.EAGAIN)
-    return True
+def _refuse_other(path: Path, wanted: dict[str, Any]) -> None:
+    if not path.exists():
+        warnings.warn(f"{path} is gone: the run goes on with the settings of this command, unchecked", stacklevel=2)
+        return
+    before = read_json(path)
+    if before is None:
+        raise InputError(
+            f"{path} is damaged: put back a copy of it, or remove it, and the run goes on with the settings of this command, "
+            f"unchecked"
+        )
+    if changed := _differences(before, wanted):
+        raise InputError(
+            f"{path.parent} was run with other settings: {'; '.join(changed)}. Use the same, or another --output-dir"
+        )
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from gakd.adversary.adversarial import GameWatch
-from gakd.logging.loggers import LoggerName, open_loggers
+from gakd.logging.loggers import LoggerName, Loggers
 from gakd.logging.metrics import MetricsLog
 from gakd.logging.progress import ProgressView
 from gakd.objective import Counts, Objective
+from gakd.pipes import LEFT, leave_closed_pipes
 from gakd.types import Batch
 
 
@@ -28,19 +29,33 @@ class StepLog:
         self._read, self._positions = 0, 0
         self._game = GameWatch()
         self._metrics: MetricsLog | None = None
+        self.trouble: str | None = None
+        """What keeps this rank from logging: a full disk, a folder that is gone, a pipe that nobody reads."""
 
     @contextmanager
     def open(self, folder: Path, log_to: Sequence[LoggerName], step: int, total: int, is_main: bool) -> Iterator[None]:
         """The files and the bar of a run that goes on after `step`."""
         with ExitStack() as leaving:
-            if is_main:
-                log = MetricsLog(folder / "metrics.csv", step, open_loggers(log_to, folder, step))
-                self._metrics = leaving.enter_context(closing(log))
             self._view = leaving.enter_context(closing(ProgressView(total, step, is_main)))
+            if is_main:
+                log = MetricsLog(folder / "metrics.csv", step, [Loggers(log_to, folder, step, self.say)])
+                self._metrics = leaving.enter_context(closing(log))
             yield
 
     def say(self, text: str) -> None:
-        self._view.say(text)
+        with self._noting_trouble():
+            self._view.say(text)
+
+    @contextmanager
+    def _noting_trouble(self) -> Iterator[None]:
+        """Keeps what hinders the log, so that the step is finished and saved before the run leaves."""
+        try:
+            yield
+        except BrokenPipeError:
+            leave_closed_pipes()
+            self.trouble = LEFT
+        except OSError as error:
+            self.trouble = self.trouble or f"cannot write {error.filename or 'the log'} ({error.strerror})"
 
     def counts(self, window: Sequence[Batch], *names: str) -> Counts:
         """Supervised tokens and sequences of a window over all ranks, kept for the terms that are about it."""
@@ -56,7 +71,8 @@ class StepLog:
     def validation(self, step: int, scores: dict[str, float], seconds: float) -> None:
         """A row of `valid/...` columns; the `seconds` they took are not the training's."""
         if self._metrics is not None:
-            self._metrics.append(step, {f"valid/{name}": value for name, value in scores.items()})
+            with self._noting_trouble():
+                self._metrics.append(step, {f"valid/{name}": value for name, value in scores.items()})
             self._view.pace.pause(seconds)
 
     def finish_step(self, step: int, losses: dict[str, Tensor], objective: Objective) -> None:
@@ -66,7 +82,8 @@ class StepLog:
         if self.own_notes:
             noted = self.over_ranks(torch.tensor(list(self.own_notes.values()), device=self.device))
             self.notes |= zip(self.own_notes, (noted / self.world_size).tolist(), strict=True)
-        self._view.update(step, self._read, means | {"gradient_norm": self.notes["gradient_norm"]})
+        with self._noting_trouble():
+            self._view.update(step, self._read, means | {"gradient_norm": self.notes["gradient_norm"]})
         accuracy = (self.notes | means).get("discriminator_accuracy")
         if accuracy is not None and (warning := self._game.observe(accuracy)):
             self.say(f"warning: {warning}")
@@ -75,7 +92,8 @@ class StepLog:
             row = means | {"padding": 1 - self._read / self._positions} | self.notes | {"tokens": tokens}
             if self._view.pace.steps > 1:
                 row["tokens_per_second"] = self._view.pace.tokens_per_second()
-            self._metrics.append(step, row)
+            with self._noting_trouble():
+                self._metrics.append(step, row)
         self._counts, self.notes, self.own_notes = {}, {}, {}
         self._read, self._positions = 0, 0
 

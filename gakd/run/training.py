@@ -19,15 +19,18 @@ from torch.optim import Optimizer
 from gakd.data import Data, Windows, collate, split_window
 from gakd.data.encoded import lengths_of
 from gakd.distiller import Distiller
+from gakd.errors import RunError
 from gakd.files import read_json, write_json
+from gakd.models.fingerprints import untrained_mark
 from gakd.models.sharding import whole
 from gakd.objective import Counts, Objective
 from gakd.run import checkpoint
 from gakd.run.checkpoints import RunCheckpoints
-from gakd.run.config import RunConfig, learning_rate_at
-from gakd.run.folder import check_data, claim, fix_date
+from gakd.run.config import RunConfig, learning_rate_at, total_steps
+from gakd.run.folder import claim, fix_date, lengthen
 from gakd.run.guard import Guard
 from gakd.run.interruptions import EXIT_STATUS, Interruptions
+from gakd.run.known import Marked, check_data, check_models
 from gakd.run.launch import expect_gradients, launch
 from gakd.run.preflight import check_run
 from gakd.run.step_log import StepLog
@@ -53,6 +56,7 @@ class Run:
         self.step = 0
         self.fabric.seed_everything(config.seed, verbose=False)
         self._checkpoints = RunCheckpoints(self.fabric, self.folder, config.keep_checkpoints, config.export)
+        self._recipe_config, self._marks = recipe_config, dict[str, str]()
         self._record = StepRecord()
         self._guard = Guard(config.on_nonfinite, self._record, self._keep_step)
         self._log = StepLog(self.fabric.world_size, self.device, self.over_ranks)
@@ -103,6 +107,12 @@ class Run:
         config = self.config
         if isinstance(distiller, Distiller):
             expect_gradients(self.fabric, distiller.student)
+        if self.is_main:  # before anything is cut over ranks
+            self._marks["student"] = untrained_mark(
+                distiller.student if isinstance(distiller, Distiller) else distiller
+            )
+            if isinstance(teacher, Marked):
+                self._marks["teacher"] = teacher.mark()
         self._wrapped = self.fabric.setup_module(distiller)
         if isinstance(distiller, Distiller):
             self._wrapped.mark_forward_method(distiller.label_log_probs)
@@ -120,6 +130,7 @@ class Run:
         module.to(self.fabric.device)
         for tensor in [*module.parameters(), *module.buffers()]:
             tensor.data.copy_(self.fabric.broadcast(tensor.data))
+        self._marks[name] = untrained_mark(module)
         self._take_in(name, module, optimizer)
 
     def _take_in(self, name: str, module: nn.Module, optimizer: Optimizer) -> None:
@@ -130,7 +141,11 @@ class Run:
         self._checkpoints.states[name] = thing
 
     def restore(self) -> None:
-        """Continue from the newest checkpoint if `--resume` asks for it; else give each rank its own dropout."""
+        """Continue from the newest checkpoint if `--resume` asks for it; else give each rank its own dropout.
+
+        InputError where the teacher, or what training leaves as it is in a module, is not what the run was begun with.
+        """
+        check_models(self.fabric, self.folder, self._marks)
         step = self._checkpoints.resume() if self.config.resume else None
         if step is None:
             torch.manual_seed(self.seed)
@@ -154,8 +169,7 @@ class Run:
 
     def total_steps(self, data: Data) -> int:
         """Optimizer steps of the whole run: for schedules."""
-        config = self.config
-        return config.steps if config.steps is not None else config.epochs * (len(data.train) // config.batch_size)
+        return total_steps(self.config, len(data.train))
 
     # ---- the loop ----
 
@@ -166,10 +180,13 @@ class Run:
         """
         config, examples = self.config, data.train
         check_data(self.fabric, self.folder, data)
+        longer = lengthen(self.fabric, self.folder, config, self._recipe_config, self.step, len(examples))
         lengths = lengths_of(examples).tolist()
         windows, self.total = Windows(lengths, config.batch_size, config.seed), self.total_steps(data)
         log = self._log.open(self.folder, config.log_to, self.step, self.total, self.is_main)
         with log, Interruptions() as self._interruptions:
+            if longer is not None:
+                self._log.say(f"warning: {longer}")
             while self.step < self.total:
                 groups = split_window(
                     windows.at(self.step), lengths, config.micro_batch_size, self.rank, self.fabric.world_size
@@ -264,7 +281,10 @@ class Run:
         return scores
 
     def finish_step(self, objective: Objective) -> None:
-        """Count the step, log its means, save when it is time, leave where a signal asks for it (exit status 75)."""
+        """Count the step, log its means, save when it is time.
+
+        Leaves after saving where a signal asks for it (exit status 75), and where the log cannot be written (RunError).
+        """
         self.step += 1
         self._log.finish_step(self.step, self._record.sums(), objective)
         best, asked = self._checkpoints.is_best(), self._asked_to_leave()
@@ -273,10 +293,11 @@ class Run:
             self._checkpoints.save(self.step)
         self._checkpoints.finish_step()
         if asked:
-            self._log.say(
-                f"{asked}: saved step {self.step}, leaving; the same command with --resume goes on from there"
-            )
+            left = f"{asked}: saved step {self.step}, leaving; the same command with --resume goes on from there"
             self.close()
+            if self._log.trouble is not None:
+                raise RunError(left)
+            self._log.say(left)
             raise SystemExit(EXIT_STATUS)
 
     def _keep_step(self) -> Path:
@@ -291,9 +312,9 @@ class Run:
         return False
 
     def _asked_to_leave(self) -> str | None:
-        """The signal that any rank was sent."""
-        received = self._interruptions.received
-        return (received or "a signal to another process") if self._on_any_rank(received is not None) else None
+        """The signal that any rank was sent, or what keeps one from logging."""
+        received = self._interruptions.received or self._log.trouble
+        return (received or "another process was asked to") if self._on_any_rank(received is not None) else None
 
     def _on_any_rank(self, own: bool) -> bool:
         return (

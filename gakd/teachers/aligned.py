@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from gakd.data import Data, DataConfig, DataError, Example, collate
 from gakd.data.alignment import align
 from gakd.models.errors import ModelError
+from gakd.models.fingerprints import frozen_mark
 from gakd.models.heads import head_of, hidden_rows
 from gakd.models.loading import ModelConfig, load_model, load_tokenizer
 from gakd.types import Batch, Head, TeacherOutput
@@ -43,6 +44,10 @@ class AlignedTeacher:
     @property
     def head(self) -> Head:
         return head_of(self.model)
+
+    def mark(self) -> str:
+        """A hash of its weights and configuration."""
+        return frozen_mark(self.model)
 
     @property
     def aligned_share(self) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 
 from gakd.data import Data
 from gakd.data.encoded import keys_of
-from gakd.models.fingerprints import model_files, tokenizer_fingerprint
+from gakd.models.fingerprints import model_files, text_digest, tokenizer_fingerprint
 from gakd.models.loading import ModelConfig, load_tokenizer
 from gakd.models.names import local_folder
 from gakd.teachers.cache import CacheError, TeacherCache
@@ -39,6 +40,11 @@ class CachedTeacher:
                 f"build the batch with gakd.data.collate"
             )
         return output
+
+    def mark(self) -> str:
+        """A hash of the head and of all hidden states, as the cache's manifest has them."""
+        files = {name: entry["sha256"] for name, entry in self.cache.manifest["files"].items()}
+        return text_digest(json.dumps([self.cache.manifest["head"], files], sort_keys=True))
 
     def each(self, keys: Sequence[str]) -> list[TeacherOutput]:
         """One output a sequence."""

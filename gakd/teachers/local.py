@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from gakd.models.fingerprints import frozen_mark
 from gakd.models.heads import head_of, hidden_rows
 from gakd.models.sharding import shard_model
 from gakd.types import Batch, Head, TeacherOutput
@@ -22,6 +23,10 @@ class LocalTeacher:
     @property
     def head(self) -> Head:
         return self._whole_head or head_of(self.model)
+
+    def mark(self) -> str:
+        """A hash of its weights and configuration."""
+        return frozen_mark(self.model)
 
     def shard(self, mesh: DeviceMesh, device: torch.device) -> None:
         """Cut the weights over the ranks of a mesh; each keeps the head whole, which losses read outside the model."""

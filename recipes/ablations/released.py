@@ -87,7 +87,7 @@ def main(config: Config) -> None:
 
     # For the names and units of the log alone: the sums are formed below.
     objective = config.cross_entropy_weight * CrossEntropy() + config.reverse_kl_weight * ReverseKL()
-    wrapped = run.setup(student)
+    wrapped = run.setup(student, teacher)
     discriminator_optimizer = torch.optim.AdamW(
         discriminator.parameters(), lr=config.discriminator_learning_rate, weight_decay=0.01
     )

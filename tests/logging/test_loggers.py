@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from gakd.errors import InputError
-from gakd.logging import check_installed, open_loggers
+from gakd.logging import Loggers, check_installed
 from tests.recipe_runs import arguments, make_material, metrics, run_here
 
 
@@ -47,7 +47,7 @@ def test_tensorboard_forgets_steps_that_are_taken_again(folder):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     # The first was killed before its first checkpoint.
     for resume_at, factor in ((0, 7.0), (0, 1.0), (2, 10.0)):
-        (logger,) = open_loggers(["tensorboard"], folder, resume_at)
+        logger = Loggers(["tensorboard"], folder, resume_at, pytest.fail)
         for step in range(resume_at + 1, resume_at + 4):
             logger.log(step, {"loss": factor * step})
         logger.close()
@@ -80,7 +80,7 @@ def test_wandb_runs_are_continued_and_their_axis_is_the_step(folder, monkeypatch
     calls: list = []
     monkeypatch.setitem(sys.modules, "wandb", tracker(calls))
     for resume_at in (0, 1):
-        (logger,) = open_loggers(["wandb"], folder, resume_at)
+        logger = Loggers(["wandb"], folder, resume_at, pytest.fail)
         logger.log(resume_at + 1, {"loss": 0.5})
         logger.close()
     inits = [options for name, options, *_ in (call for call in calls if call[0] == "init")]
@@ -98,7 +98,7 @@ def test_two_runs_in_folders_of_one_name_are_two(folder, tmp_path, monkeypatch):
     other.mkdir(parents=True)
     (other / "config.json").write_text("{}")
     for place in (folder, other, folder):
-        (logger,) = open_loggers(["trackio"], place, 0)
+        logger = Loggers(["trackio"], place, 0, pytest.fail)
         logger.log(3, {"loss": 0.25})
         logger.close()
     names = [options["name"] for kind, options, *_ in (call for call in calls if call[0] == "init")]
@@ -113,7 +113,7 @@ def test_the_real_ones_take_it_without_a_network(name, folder, tmp_path, monkeyp
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))  # read when it is imported
     pytest.importorskip(name)
     for resume_at in (0, 2):
-        (logger,) = open_loggers([name], folder, resume_at)
+        logger = Loggers([name], folder, resume_at, pytest.fail)
         for step in (resume_at + 1, resume_at + 2):
             logger.log(step, {"loss": 1 / step, "valid/rouge_l": 2.0})
         logger.close()
@@ -121,3 +121,47 @@ def test_the_real_ones_take_it_without_a_network(name, folder, tmp_path, monkeyp
         list((folder / "wandb").rglob("*.wandb")) if name == "wandb" else list((tmp_path / "trackio").glob("*.db"))
     )
     assert len(written) == (2 if name == "wandb" else 1)
+
+
+def test_one_that_raises_is_switched_off_and_the_others_go_on(folder, monkeypatch):
+    calls: list = []
+    monkeypatch.setitem(sys.modules, "trackio", tracker(calls))
+    broken = tracker([])
+    monkeypatch.setitem(sys.modules, "wandb", broken)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    said: list[str] = []
+    begin = broken.init
+
+    def init(**options):
+        run = begin(**options)
+        return SimpleNamespace(
+            log=lambda *values: (_ for _ in ()).throw(ConnectionError("no route\n to [host]")),
+            define_metric=run.define_metric, finish=lambda: pytest.fail("it is switched off"),
+        )  # fmt: skip
+
+    monkeypatch.setattr(broken, "init", init)
+    loggers = Loggers(["wandb", "trackio"], folder, 0, said.append)
+    for step in (1, 2):
+        loggers.log(step, {"loss": 0.5})
+    loggers.close()
+    assert said == [
+        "warning: --log-to wandb is switched off (ConnectionError: no route to \\[host]); metrics.csv has all numbers"
+    ]
+    assert [call[1:] for call in calls if call[0] == "log"] == [
+        ({"loss": 0.5}, {"step": 1}),
+        ({"loss": 0.5}, {"step": 2}),
+    ]
+
+
+def test_one_that_cannot_begin_is_switched_off_too(folder, monkeypatch):
+    def init(**options):
+        raise RuntimeError("not logged in")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    said: list[str] = []
+    loggers = Loggers(["wandb"], folder, 0, said.append)
+    loggers.log(1, {"loss": 0.5})
+    loggers.close()
+    assert len(said) == 1
+    assert "wandb is switched off (RuntimeError: not logged in)" in said[0]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 
+import pytest
+
+from gakd.errors import InputError
 from gakd.logging import MetricsLog, Pace, ProgressView
 
 
@@ -35,6 +38,28 @@ def test_a_row_that_a_kill_cut_short_is_dropped(tmp_path):
     path.write_text("step,loss\n1,0.5\n12,0.25\n1")
     MetricsLog(path, resume_at=12)
     assert [row["step"] for row in read(path)] == ["1", "12"]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "its first line names no column step"),
+        ("1,0.5\n2,0.25\n", "its first line names no column step"),
+        ("step,loss\n1,0.5\n2,\0\0\0\n", "could not convert string to float"),
+        ("step,loss\n\0,0.5\n", "invalid literal for int"),
+        ("step,loss\n1,0.5,7\n", "the row of step '1' has more or fewer cells"),
+        ("step,loss\n1\n", "the row of step '1' has more or fewer cells"),
+    ],
+)
+def test_a_damaged_file_is_named_with_the_remedy(tmp_path, text, reason):
+    path = tmp_path / "metrics.csv"
+    path.write_text(text)
+    with pytest.raises(InputError, match=f"metrics.csv is damaged .*{reason}.*put back a copy of it, or remove it"):
+        MetricsLog(path, resume_at=2)
+    assert path.read_text() == text
+    path.unlink()
+    MetricsLog(path, resume_at=2).append(3, {"loss": 1.0})
+    assert [row["step"] for row in read(path)] == ["3"]
 
 
 def test_a_new_run_starts_an_empty_file(tmp_path):

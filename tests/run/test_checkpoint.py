@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from gakd.errors import RunError
+from gakd.errors import InputError, RunError
+from gakd.files import read_sealed, write_sealed
 from gakd.run import checkpoint
 
 
@@ -125,6 +127,80 @@ def test_a_damaged_checkpoint_is_passed_over_with_its_reason(fabric, tmp_path, d
         assert checkpoint.newest(tmp_path).name == "step-1"
 
 
+def looked_at(folder):
+    """The newest good checkpoint, and what is said of those that are passed over."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        return checkpoint.newest(folder), [str(warning.message) for warning in said]
+
+
+def test_any_bit_of_a_manifest_that_is_another_means_the_one_before(fabric, tmp_path):
+    saved(fabric, tmp_path, [1, 2], scores=[1.5, 2.5])
+    path = tmp_path / "step-2" / "manifest.json"
+    whole, draw = path.read_bytes(), random.Random(0)
+    passed_over = 0
+    for _ in range(400):
+        changed = bytearray(whole)
+        changed[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
+        path.write_bytes(changed)
+        found, said = looked_at(tmp_path)
+        if found == tmp_path / "step-2":  # of white space
+            assert read_sealed(path)["files"] == json.loads(whole)["files"]
+            assert checkpoint.score_of(found) == 2.5
+        else:
+            passed_over += 1
+            assert found == tmp_path / "step-1"
+            assert "step-2 is damaged (manifest.json: " in said[0]
+            assert checkpoint.score_of(tmp_path / "step-2") is None
+            assert checkpoint.best(tmp_path) == tmp_path / "step-1"
+    assert passed_over > 300
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "7", "{}", '{"step": 2}', '{"step": 2, "world_size": 1, "score": [], "files": []}', "[" * 100_000],
+)
+def test_a_manifest_of_another_shape_means_the_one_before(fabric, tmp_path, text):
+    saved(fabric, tmp_path, [1, 2])
+    (tmp_path / "step-2" / "manifest.json").write_text(text)
+    assert looked_at(tmp_path)[0] == tmp_path / "step-1"
+    assert checkpoint.best(tmp_path) is None
+
+
+def test_a_folder_of_another_step_means_the_one_before(fabric, tmp_path):
+    saved(fabric, tmp_path, [1, 2])
+    (tmp_path / "step-2").rename(tmp_path / "step-7")
+    found, said = looked_at(tmp_path)
+    assert found == tmp_path / "step-1"
+    assert "it is of step 2, its folder of step 7" in said[0]
+
+
+def test_a_checkpoint_from_before_manifests_had_a_digest_is_taken(fabric, tmp_path):
+    saved(fabric, tmp_path, [1, 2], scores=[1.0, 2.0])
+    path = tmp_path / "step-2" / "manifest.json"
+    path.write_text(json.dumps(read_sealed(path), indent=2))
+    assert looked_at(tmp_path) == (tmp_path / "step-2", [])
+    assert checkpoint.score_of(tmp_path / "step-2") == 2.0
+
+
+@pytest.mark.parametrize(
+    "held", [torch.zeros(1, 6), torch.zeros(6), torch.zeros(6, 6, dtype=torch.float64), torch.zeros(6, 1)]
+)
+def test_weights_of_another_shape_are_not_broadcast(fabric, tmp_path, held):
+    from safetensors.torch import load_file, save_file
+
+    saved(fabric, tmp_path, [1])
+    path = tmp_path / "step-1" / "student.safetensors"
+    save_file(load_file(path) | {"inner.weight": held}, path)
+    module, _ = build()
+    before = module.inner.weight.clone()
+    with pytest.raises(
+        InputError, match=r"student.safetensors holds inner.weight as .*, this student has it as \[6, 6\]"
+    ):
+        checkpoint.load_modules(fabric, tmp_path / "step-1", {"student": module})
+    assert torch.equal(module.inner.weight, before)
+
+
 def test_a_damaged_checkpoint_that_is_set_aside_takes_no_good_ones_place(fabric, tmp_path):
     def names() -> list[str]:
         return sorted(path.name for path in tmp_path.iterdir())
@@ -227,6 +303,7 @@ def test_other_weights_or_another_world_size_are_refused(fabric, tmp_path):
     with pytest.raises(ValueError, match="holds other weights"):
         checkpoint.load(fabric, tmp_path / "step-1", {"student": nn.Linear(3, 3)}, {"adam": optimizer}, {})
     manifest = tmp_path / "step-1" / "manifest.json"
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"world_size": 4}))
+    held = read_sealed(manifest)
+    write_sealed(manifest, held | {"world_size": 4})
     with pytest.raises(ValueError, match="written by 4 processes, this run has 1"):
         checkpoint.load(fabric, tmp_path / "step-1", {}, {}, {})

@@ -1,0 +1,188 @@
+"""A run knows its models and its length: what would make other steps is refused by name, what would not is allowed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from gakd.errors import InputError
+from gakd.models.fingerprints import frozen_mark, untrained_mark, weights_mark
+from tests import tiny
+from tests.recipe_runs import arguments, assert_identical, make_material, run_here
+
+
+@pytest.fixture(scope="module")
+def material(tmp_path_factory):
+    return make_material(tmp_path_factory.mktemp("known"))
+
+
+# ---- marks ----
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+def test_any_bit_that_is_another_gives_another_mark(dtype):
+    torch.manual_seed(0)
+    weight = (torch.randn(3, 41) * 50).to(dtype)  # 123 entries: of bytes, no whole number of words
+    expected = weights_mark([("a", weight)])
+    assert weights_mark([("a", weight.clone())]) == expected
+    seen = {expected}
+    flat = weight.clone().view(-1).view(torch.uint8)
+    for place in range(0, flat.numel(), 5):
+        for bit in (1, 128):
+            flat[place] ^= bit
+            seen.add(weights_mark([("a", flat.view(dtype).view(3, 41))]))
+            flat[place] ^= bit
+    assert len(seen) == 1 + 2 * len(range(0, flat.numel(), 5))
+
+
+def test_places_names_shapes_and_order_count():
+    torch.manual_seed(0)
+    one, other = torch.randn(4, 6), torch.randn(4, 6)
+    swapped = one.clone()
+    swapped[0, 0], swapped[3, 5] = one[3, 5], one[0, 0]
+    marks = [
+        weights_mark(weights)
+        for weights in (
+            [("a", one), ("b", other)], [("b", one), ("a", other)], [("a", other), ("b", one)], [("a", one)], [],
+            [("a", swapped), ("b", other)], [("a", one.view(6, 4)), ("b", other)], [("a", one.T), ("b", other)],
+        )
+    ]  # fmt: skip
+    assert len(set(marks)) == len(marks)
+    negated = one.clone()
+    negated[:2] *= -1  # an even number of signs
+    assert weights_mark([("a", negated)]) != weights_mark([("a", one)])
+    assert weights_mark([("a", one.T)]) == weights_mark([("a", one.T.contiguous())])
+
+
+def test_a_model_is_known_by_its_configuration_too_and_not_by_its_place(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    for place in ("here", "there"):
+        tiny.model().save_pretrained(tmp_path / place)
+    here, there = (AutoModelForCausalLM.from_pretrained(tmp_path / place) for place in ("here", "there"))
+    assert frozen_mark(here) == frozen_mark(there)
+    there.config.rms_norm_eps *= 2
+    assert frozen_mark(here) != frozen_mark(there)
+
+
+def test_what_is_trained_has_no_mark():
+    model, other = tiny.model(seed=0), tiny.model(seed=1)
+    assert untrained_mark(model) == untrained_mark(other)
+    for one in (model, other):
+        one.lm_head.weight.requires_grad_(False)
+    assert untrained_mark(model) != untrained_mark(other)
+
+
+# ---- runs ----
+
+
+def altered(folder, factor=1.001):
+    """Other weights of the same shapes in a model's folder."""
+    path = folder / "model.safetensors"
+    held = load_file(path)
+    name = sorted(held)[0]
+    save_file(held | {name: held[name] * factor}, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("changed", "flags", "named"),
+    [
+        ("teacher", (), "the teacher"),
+        ("student", ("--lora-rank", "2"), "what the student has beside trained weights"),
+    ],
+)
+def test_a_teacher_or_a_frozen_base_that_was_replaced_is_refused(material, tmp_path, changed, flags, named):
+    own = shutil.copytree(material, tmp_path / "own")
+    given = arguments(own, tmp_path / "run", *flags, "--steps", "4", "--evaluate-every", "0")
+    run_here("gakd", *given)
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-4")
+    kept = (own / changed / "model.safetensors").read_bytes()
+    altered(own / changed)
+    with pytest.raises(InputError, match=f"begun with other models.*Changed: {named}"):
+        run_here("gakd", *given, "--resume")
+    (own / changed / "model.safetensors").write_bytes(kept)
+    run_here("gakd", *given, "--resume")
+
+
+def test_first_weights_that_are_trained_over_may_be_gone(material, tmp_path):
+    """Without LoRA all of the student is in the checkpoint."""
+    own = shutil.copytree(material, tmp_path / "own")
+    straight = arguments(material, tmp_path / "straight", "--steps", "4", "--evaluate-every", "0")
+    run_here("gakd", *straight)
+    given = arguments(own, tmp_path / "run", "--steps", "4", "--evaluate-every", "0")
+    run_here("gakd", *given)
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-4")
+    altered(own / "student")
+    run_here("gakd", *given, "--resume")
+    assert_identical(tmp_path / "run", tmp_path / "straight")
+
+
+@pytest.mark.parametrize("name", ["models.json", "data.json", "config.json"])
+def test_damage_to_what_a_run_is_known_by_is_named_with_the_remedy(material, tmp_path, name):
+    given = arguments(material, tmp_path / "run", "--steps", "2", "--evaluate-every", "0")
+    run_here("gakd", *given)
+    path = tmp_path / "run" / name
+    whole = path.read_text()
+    for text in (whole[: len(whole) // 2], "", "[]", "[" * 200_000):
+        path.write_text(text)
+        with pytest.raises(InputError, match=rf"{name} is damaged.*put back a copy of it, or remove it"):
+            run_here("gakd", *given, "--resume")
+    path.unlink()
+    if name == "config.json":
+        with pytest.warns(UserWarning, match="config.json is gone: the run goes on with the settings of this command"):
+            run_here("gakd", *given, "--resume")
+    else:
+        run_here("gakd", *given, "--resume")
+    assert json.loads(path.read_text()).keys() == json.loads(whole).keys()
+
+
+def test_one_letter_of_a_mark_is_damage_and_not_another_model(material, tmp_path):
+    given = arguments(material, tmp_path / "run", "--steps", "2", "--evaluate-every", "0")
+    run_here("gakd", *given)
+    path = tmp_path / "run" / "models.json"
+    held = json.loads(path.read_text())
+    path.write_text(json.dumps(held | {"teacher": held["teacher"][::-1]}))
+    with pytest.raises(InputError, match=r"models.json is damaged \(it is not as it was written\)"):
+        run_here("gakd", *given, "--resume")
+
+
+# ---- length ----
+
+CONSTANT = ("--min-learning-rate", "3e-3", "--evaluate-every", "2")
+
+
+def test_with_a_constant_learning_rate_a_run_may_be_lengthened_to_the_bits_of_a_longer_one(material, tmp_path):
+    run_here("gakd", *arguments(material, tmp_path / "long", *CONSTANT, "--steps", "6"))
+    run_here("gakd", *arguments(material, tmp_path / "run", *CONSTANT, "--steps", "4"))
+    run_here("gakd", *arguments(material, tmp_path / "run", *CONSTANT, "--steps", "6", "--resume"))
+    assert_identical(tmp_path / "run", tmp_path / "long")
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["run"]["steps"] == 6
+    with pytest.raises(
+        InputError, match=r"has 6 finished steps, 4 are asked for: give at least 6; --student .*student"
+    ):
+        run_here("gakd", *arguments(material, tmp_path / "run", *CONSTANT, "--steps", "4", "--resume"))
+
+
+def test_a_validation_at_the_old_end_is_told(material, tmp_path, capsys):
+    flags = ("--min-learning-rate", "3e-3", "--evaluate-every", "4")
+    run_here("gakd", *arguments(material, tmp_path / "run", *flags, "--steps", "2"))
+    run_here("gakd", *arguments(material, tmp_path / "run", *flags, "--steps", "4", "--resume"))
+    assert "warning: step 2 was validated as the last of 2, which a run of 4 steps would not" in capsys.readouterr().out
+
+
+def test_where_the_learning_rate_falls_over_all_steps_what_to_give_instead_is_said(material, tmp_path):
+    run_here("gakd", *arguments(material, tmp_path / "run", "--steps", "2", "--evaluate-every", "0"))
+    longer = arguments(material, tmp_path / "run", "--steps", "4", "--evaluate-every", "0", "--resume")
+    with pytest.raises(
+        InputError, match=r"begun for 2 steps, 4 are asked for: .*--student .*student --output-dir ANOTHER"
+    ):
+        run_here("gakd", *longer)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["run"]["steps"] == 2
+    shutil.rmtree(tmp_path / "run" / "checkpoints")  # without a finished step nothing could differ
+    run_here("gakd", *longer)
+    run_here("gakd", *arguments(material, tmp_path / "straight", "--steps", "4", "--evaluate-every", "0"))
+    assert_identical(tmp_path / "run", tmp_path / "straight")
