@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from gakd.data.rows import DataError, Message, Row
+from gakd.models.chat_templates import in_bounded_time
 
 _CLOCK = re.compile(r"""strftime_now\s*\(\s*(['"])(.*?)\1\s*\)""")
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # the names by which templates know a thought
@@ -57,13 +58,14 @@ class Renderer:
         # Templates know the switch by either name; one that knows none ignores it.
         switches: dict[str, Any] = {"enable_thinking": thinks, "thinking": thinks} | dict(row.template_kwargs)
         try:
-            rendered, _ = render_jinja_template(
-                conversations=[shown],
-                tools=tools,  # type: ignore[arg-type]
-                chat_template=self._template(tools),
-                add_generation_prompt=generation_prompt,
-                **(self.tokenizer.special_tokens_map | switches),  # type: ignore[arg-type]
-            )
+            with in_bounded_time():
+                rendered, _ = render_jinja_template(
+                    conversations=[shown],
+                    tools=tools,  # type: ignore[arg-type]
+                    chat_template=self._template(tools),
+                    add_generation_prompt=generation_prompt,
+                    **(self.tokenizer.special_tokens_map | switches),  # type: ignore[arg-type]
+                )
         except TemplateSyntaxError as error:
             raise DataError(
                 f"the chat template does not compile (line {error.lineno}: {error.message}): mend it, or use --template alpaca"

@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+from safetensors import SafetensorError
 from torch import distributed, nn
 from torch.distributed.tensor import DTensor
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from gakd.errors import RunError
 from gakd.files import follow_umask
 from gakd.models.errors import ModelError
 from gakd.models.read_back import prove_folder, text_logits
@@ -36,7 +38,8 @@ def write_folder(
     is sharded over ranks is gathered on the CPU of rank 0, which writes it; every rank calls this.
 
     What is written is loaded again and compared with the model (`prove_folder`), unless `prove` is False. Where they differ,
-    the new folder is kept as `NAME-unproven` and ModelError says what is wrong; an old folder stays.
+    the new folder is kept as `NAME-unproven` and ModelError says what is wrong; an old folder stays. It stays as well where the
+    disk is full or cannot be written, which is a RunError.
     """
     folder = Path(folder)
     if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
@@ -49,8 +52,8 @@ def write_folder(
     if hasattr(model, "merge_and_unload"):
         merged = copy.deepcopy(model).merge_and_unload()  # type: ignore[operator]
     every: Any = list(ends) or [tokenizer.eos_token_id]
-    with _replacing(folder) as scratch:
-        save_model(merged, scratch, every if len(every) > 1 else every[0], cast(Any, tokenizer.pad_token_id))
+    with _told(folder, folder.exists()), _replacing(folder) as scratch:
+        _save(merged, scratch, every if len(every) > 1 else every[0], cast(Any, tokenizer.pad_token_id))
         tokenizer.save_pretrained(scratch)
         if expected_NV is not None:
             try:
@@ -64,7 +67,15 @@ def write_folder(
 
 
 def save_model(model: Any, folder: Path, ends: int | list[int] | None, padding: int | None) -> None:
-    """`save_pretrained`, which refuses generation settings that transformers has no use for: those are written as they came."""
+    """`save_pretrained`, which refuses generation settings that transformers has no use for: those are written as they came.
+
+    RunError where the disk is full or cannot be written.
+    """
+    with _told(folder, False):
+        _save(model, folder, ends, padding)
+
+
+def _save(model: Any, folder: Path, ends: int | list[int] | None, padding: int | None) -> None:
     own = getattr(model, "generation_config", None)
     if own is None:  # a class that cannot generate
         model.save_pretrained(folder)
@@ -106,10 +117,29 @@ def _gathered(model: nn.Module) -> nn.Module | None:
 
 
 @contextmanager
+def _told(folder: Path, kept: bool) -> Iterator[None]:
+    """What the operating system says to a write, in one line; safetensors and tokenizers have it in errors of their own."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        by_system = isinstance(error, OSError) and error.errno is not None
+        if not (by_system or isinstance(error, SafetensorError) or "(os error " in reason):
+            raise
+        before = "; what was there before is intact" if kept else ""
+        raise RunError(
+            f"cannot write {folder}: {reason}{before}. Make room there, or make it writable, then run again; a training run "
+            f"with --resume"
+        ) from error
+
+
+@contextmanager
 def _replacing(folder: Path) -> Iterator[Path]:
     """A scratch folder that takes the place of `folder` when the block ends without an error."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     for left in folder.parent.glob(f".{folder.name}-????????*"):  # by a process that was killed
+        if left.suffix == ".old" and not folder.exists():  # between its two renames
+            left.rename(folder)
         shutil.rmtree(left, ignore_errors=True)
     scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
@@ -121,7 +151,12 @@ def _replacing(folder: Path) -> Iterator[Path]:
     if folder.exists():
         old = scratch.with_suffix(".old")
         folder.rename(old)
-        scratch.rename(folder)
-        shutil.rmtree(old)
+        try:
+            scratch.rename(folder)
+        except OSError:
+            old.rename(folder)
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
+        shutil.rmtree(old, ignore_errors=True)  # what stays of it goes at the next export
     else:
         os.replace(scratch, folder)

