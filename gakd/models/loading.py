@@ -118,9 +118,16 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedToke
     return tokenizer
 
 
+def config_of(name: str, trust_remote_code: bool = False) -> PreTrainedConfig:
+    """A model's configuration; ModelError where it has none that can be read."""
+    return read(
+        name, trust_remote_code, lambda source: AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    )
+
+
 def window_of(name: str, trust_remote_code: bool = False) -> int | None:
     """Positions that a model's configuration names; None where it names none."""
-    return window_of_config(_config_of(name, trust_remote_code))
+    return window_of_config(config_of(name, trust_remote_code))
 
 
 def window_of_config(config: PreTrainedConfig) -> int | None:
@@ -135,7 +142,7 @@ def vocabulary_of(name: str, trust_remote_code: bool = False) -> int | None:
     folder = existing_folder(name)
     if folder is not None and not (folder / "config.json").exists():
         return None  # a tokenizer by itself
-    config = _config_of(name, trust_remote_code)
+    config = config_of(name, trust_remote_code)
     size = getattr(config.get_text_config(), "vocab_size", None)
     return size if isinstance(size, int) and size > 0 else None
 
@@ -152,7 +159,7 @@ def load_model(
     not finite.
     """
     _refuse_adapter(name)
-    kind = kind_of(_config_of(name, trust_remote_code), name)
+    kind = kind_of(config_of(name, trust_remote_code), name)
     model = read_weights(kind, name, dtype, None, trust_remote_code)
     _refuse_broken_weights(model, name)
     return (prune_layers(model, layers) if layers else model).eval()
@@ -193,12 +200,6 @@ def load_backbone(
     _refuse_adapter(name)
     model = read_weights(AutoModel, name, torch.float32, attention, trust_remote_code, headless=True)
     return (prune_layers(model, layers) if layers else model).eval()
-
-
-def _config_of(name: str, trust_remote_code: bool) -> PreTrainedConfig:
-    return read(
-        name, trust_remote_code, lambda source: AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-    )
 
 
 def _refuse_adapter(name: str) -> None:

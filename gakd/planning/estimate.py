@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
 from gakd.errors import InputError
 from gakd.flags import check
-from gakd.models.names import resolve
+from gakd.models.errors import ModelError
+from gakd.models.loading import config_of
+from gakd.models.names import existing_folder, resolve
 from gakd.models.parts import decoder_layers
 from gakd.planning.config import BOUNDS, GB, Flops, Plan, PlanConfig
 from gakd.planning.footprint import Shape, anatomy, shape
@@ -83,14 +84,15 @@ def _flops(config: PlanConfig, student: Shape, teacher: Shape | None) -> Flops:
 
 def _model_config(name: str) -> PreTrainedConfig:
     """The architecture of a folder, of a known name, or from the hub."""
-    found = None if Path(name).expanduser().is_dir() else known_config(name)
+    found = None if existing_folder(name) is not None else known_config(name)
     if found is not None:
         return found
+    resolve(name)  # says of a name that is none what names there are
     try:
-        return AutoConfig.from_pretrained(resolve(name))
-    except InputError:
-        raise
-    except (OSError, ValueError) as error:
+        return config_of(name)
+    except ModelError as error:
+        if existing_folder(name) is not None:
+            raise
         raise InputError(
             f"no configuration of {name!r}: it is no folder with config.json, not from the hub now, and not one of "
             f"{', '.join(known_names())}: give one of these"

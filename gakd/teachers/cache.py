@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from gakd.errors import InputError
+from gakd.files import file_digest, read_sealed
 from gakd.types import Head
 
 FORMAT = 1
@@ -29,6 +30,10 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _STORED = {"F32": np.int32, "BF16": np.int16, "U8": np.uint8, "I64": np.int64}
 _INTEGERS = {torch.float32: torch.int32, torch.bfloat16: torch.int16}
 _KEY = "S16"
+# Of a manifest from before it had a digest.
+_UNSEALED = frozenset(
+    {"format", "complete", "settings", "teacher_files", "head", "width", "sequences", "rows", "files"}
+)  # fmt: skip
 
 
 class CacheError(InputError):
@@ -46,8 +51,8 @@ class TeacherCache:
 
     Shards are memory-mapped: a read copies the rows asked for, so a step reads its supervised tokens times H times the
     width of the dtype from the disk or the page cache, and the process holds an index of 40 bytes a sequence. Opening
-    checks every size and header but hashes nothing; running the tool again does. Raises CacheError with the reason
-    where the folder holds no cache, an unfinished or a damaged one.
+    checks every size and header; a file is hashed when it is first read from. Raises CacheError with the reason where
+    the folder holds no cache, an unfinished or a damaged one, when that shows.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -63,7 +68,9 @@ class TeacherCache:
         for name, entry in self.manifest["files"].items():
             if reason := size_damage(self.folder / name, entry):
                 raise self._damaged(name, reason)
-        shards = [self._open(name) for name in self.manifest["files"] if name != HEAD]
+        self._names = [name for name in self.manifest["files"] if name != HEAD]
+        self._hashed: set[str] = set()
+        shards = [self._open(name) for name in self._names]
         self._hidden = [shard.hidden_NH for shard in shards]
         keys = np.concatenate([shard.keys for shard in shards])
         order = np.argsort(keys)
@@ -79,13 +86,17 @@ class TeacherCache:
 
     def head(self) -> Head:
         """The teacher's output head, in its own dtype, on the CPU."""
+        self._check(HEAD)
         tensors = load_file(self.folder / HEAD)
         made = self.manifest["head"]
         return Head(tensors["weight"], tensors.get("bias"), made["scale"], made["softcap"])
 
     def missing(self, keys: Sequence[str]) -> int:
-        """How many of the sequences are not in the cache."""
-        return int((~self._find(keys)[1]).sum())
+        """How many of the sequences are not in the cache; where any is, first that the cache is as it was written."""
+        missing = int((~self._find(keys)[1]).sum())
+        for name in self._names if missing else ():
+            self._check(name)
+        return missing
 
     def rows(self, keys: Sequence[str], pin_memory: bool = False) -> tuple[Tensor, list[int]]:
         """Hidden states `[N, H]` of the sequences, one after the other, and how many rows each has; on the CPU."""
@@ -95,6 +106,8 @@ class TeacherCache:
                 f"{int((~found).sum())} of {len(keys)} sequences are not in the teacher cache {self.folder}: cache "
                 f"their text with recipes/tools/cache_teacher.py; text written during training needs a live teacher"
             )
+        for shard in np.unique(self._shards[places]):
+            self._check(self._names[shard])
         lengths = self._lengths[places].tolist()
         hidden_NH = torch.empty(sum(lengths), self.width, dtype=self.dtype, pin_memory=pin_memory)
         target, row = hidden_NH.view(_INTEGERS[self.dtype]).numpy(), 0
@@ -107,6 +120,18 @@ class TeacherCache:
         wanted = np.array([bytes.fromhex(key) for key in keys], dtype=_KEY)
         places = np.minimum(np.searchsorted(self._keys, wanted), len(self._keys) - 1)
         return places, self._keys[places] == wanted
+
+    def _check(self, name: str) -> None:
+        """CacheError where a file is not as it was written; hashes it once."""
+        if name in self._hashed:
+            return
+        try:
+            whole = file_digest(self.folder / name) == self.manifest["files"][name]["sha256"]
+        except OSError as error:
+            raise self._damaged(name, str(error.strerror)) from error
+        if not whole:
+            raise self._damaged(name, "it is not as it was written")
+        self._hashed.add(name)
 
     def _open(self, name: str) -> _Shard:
         try:
@@ -131,13 +156,13 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     """The manifest of a cache, finished or not; CacheError with the reason where there is none of this format."""
     path = Path(folder) / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_sealed(path, _UNSEALED)
         found = manifest["format"]
     except FileNotFoundError:
         raise CacheError(
             f"no teacher cache in {folder}, it has no {MANIFEST}: make one with recipes/tools/cache_teacher.py"
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError) as error:
         raise CacheError(f"{path} cannot be read ({error}): delete the folder and make the cache again") from error
     if found != FORMAT:
         raise CacheError(f"{path} has format {found}, this gakd reads format {FORMAT}: make the cache again")

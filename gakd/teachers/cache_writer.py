@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gakd.data import Example
-from gakd.files import file_digest, sync
+from gakd.files import file_digest, follow_umask, hold, sync, write_sealed
 from gakd.teachers.cache import FORMAT, HEAD, MANIFEST, CacheError, read_manifest, size_damage
 from gakd.types import Head
 
@@ -27,7 +27,7 @@ class CacheWriter:
     Every file is written under another name, synced and renamed, and then listed in the manifest, so that the manifest
     lists whole files at any moment. Opening hashes the listed files; those that are missing or damaged are no longer
     `finished`, and are written again. Raises CacheError, naming what differs, where the folder was begun with other
-    settings, and where it holds something else.
+    settings, where it holds something else, and where another process writes it.
     """
 
     def __init__(
@@ -38,15 +38,17 @@ class CacheWriter:
         """Listed files that were not as they were written."""
         wanted = json.loads(json.dumps(settings, default=str))
         wanted["weights"] = {name: entry["sha256"] for name, entry in teacher_files.items()}
+        self._lock = hold(self.folder / ".lock")  # open as long as the writer is
+        if self._lock is None:
+            raise CacheError(f"another process writes {folder}: wait for it or end it, or give another folder")
         if (self.folder / MANIFEST).exists():
             self.manifest = read_manifest(self.folder)
             self._refuse_other(wanted)
             self._verify()
             return
         # What a kill within the first save has left is named `.NAME.tmp`.
-        if self.folder.exists() and any(not path.name.startswith(".") for path in self.folder.iterdir()):
+        if any(not path.name.startswith(".") for path in self.folder.iterdir()):
             raise CacheError(f"{folder} holds files but no {MANIFEST}: give an empty or a new folder")
-        self.folder.mkdir(parents=True, exist_ok=True)
         files = {name: dict(entry) for name, entry in teacher_files.items()}
         self.manifest = {
             "format": FORMAT, "complete": False, "settings": wanted, "teacher_files": files, "head": {}, "width": 0,
@@ -85,15 +87,14 @@ class CacheWriter:
 
         def save(scratch: Path) -> None:
             save_file(tensors, scratch)
-            scratch.chmod(0o644)  # safetensors writes for its owner alone
+            follow_umask(scratch)  # safetensors writes for its owner alone
 
         digest = _replace(path, save)
         self.manifest["files"][name] = {"bytes": path.stat().st_size, "sha256": digest}
         self._save()
 
     def _save(self) -> None:
-        text = json.dumps(self.manifest, indent=1)
-        _replace(self.folder / MANIFEST, lambda scratch: scratch.write_text(text, encoding="utf-8"))
+        write_sealed(self.folder / MANIFEST, self.manifest)
 
     def _refuse_other(self, wanted: dict[str, Any]) -> None:
         before, now = _flat(self.manifest["settings"]), _flat(wanted)

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from gakd.errors import InputError
+from gakd.files import read_sealed
 from gakd.samplers import ResumableRows
 
 SETTINGS = {"model": "m", "sampling": {"seed": 10, "top_p": 1.0}, "output": Path("x")}
@@ -68,3 +73,49 @@ def test_foreign_and_shortened_files_are_refused(tmp_path):
     path.write_text("")
     with pytest.raises(ValueError, match="rows were lost"):
         ResumableRows(path, SETTINGS)
+
+
+def test_any_bit_that_is_another_is_noticed(tmp_path):
+    path, sidecar = tmp_path / "rows.jsonl", tmp_path / "rows.jsonl.json"
+    rows = ResumableRows(path, SETTINGS)
+    for index in (2, 3):
+        rows.append(batch(index), {"rows": index})
+    draw, named = random.Random(0), []
+    for victim in [path] * 100 + [sidecar] * 100:
+        whole = victim.read_bytes()
+        changed = bytearray(whole)
+        changed[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
+        victim.write_bytes(changed)
+        try:
+            found = ResumableRows(path, SETTINGS)
+        except InputError as error:
+            named.append(str(error))
+        else:  # white space of the sidecar
+            assert victim == sidecar
+            assert (found.batches, found.totals) == (2, {"rows": 5})
+        victim.write_bytes(whole)
+    assert len(named) > 160
+    assert all("delete both" in line for line in named)
+
+
+def test_a_file_from_before_there_were_digests_goes_on(tmp_path):
+    path, sidecar = tmp_path / "rows.jsonl", tmp_path / "rows.jsonl.json"
+    ResumableRows(path, SETTINGS).append(batch(2), {"rows": 2})
+    held = read_sealed(sidecar)
+    del held["sha256"]
+    sidecar.write_text(json.dumps(held, indent=2))
+    ResumableRows(path, SETTINGS).append(batch(1), {"rows": 1})
+    assert written(path) == batch(2) + batch(1)
+    assert "sha256" in read_sealed(sidecar)
+
+
+def test_a_second_process_is_refused(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = ResumableRows(path, SETTINGS)
+    code = f"from gakd.samplers import ResumableRows; ResumableRows({str(path)!r}, {{}})"
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert f"InputError: another process writes {path}: wait for it or end it" in other.stderr
+    rows.append(batch(1), {"rows": 1})
+    del rows
+    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "was begun with other settings" in other.stderr

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,7 @@ import torch
 
 from gakd.data import Data, DataConfig, Example, collate, load_data
 from gakd.evaluation import EvaluationConfig, HeldOut
+from gakd.files import read_sealed, write_sealed
 from gakd.models import ModelConfig, head_of, load_model, load_tokenizer
 from gakd.teachers import (
     CachedTeacher,
@@ -79,7 +83,7 @@ def opened(folder: Path, data: Data, **changed: object) -> CachedTeacher:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
 
 
 def refused(match: str, folder: Path, data: Data, **changed: object) -> None:
@@ -159,7 +163,7 @@ def overwrite_header(path: Path) -> None:
 
 
 def edit(path: Path, **values: object) -> None:
-    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    write_sealed(path, read_sealed(path) | values)
 
 
 @pytest.mark.parametrize(
@@ -178,6 +182,67 @@ def edit(path: Path, **values: object) -> None:
 def test_damage_is_refused_with_its_reason(damage, reason, copy, data):
     damage(copy / "cache")
     refused(reason, copy, data)
+
+
+def read_whole(folder: Path, data: Data) -> list[torch.Tensor]:
+    """All that a run reads of a cache: its head, and the rows of every example."""
+    teacher = opened(folder, data)
+    outputs = [teacher.each([example.key for example in examples]) for examples in (data.train, data.valid, data.test)]
+    return [teacher.head.weight, *(output.hidden_NH for split in outputs for output in split)]
+
+
+@pytest.mark.parametrize(("victim", "flips"), [(SHARD, 120), (HEAD, 120), (MANIFEST, 120)])
+def test_any_bit_that_is_another_is_noticed(copy, data, victim, flips):
+    """Where it is not, what is read is what was written: white space of the manifest."""
+    expected = read_whole(copy, data)
+    path, draw = copy / "cache" / victim, random.Random(victim)
+    whole, named = path.read_bytes(), list[str]()
+    for _ in range(flips):
+        changed = bytearray(whole)
+        changed[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
+        path.write_bytes(changed)
+        try:
+            found = read_whole(copy, data)
+        except CacheError as error:
+            named.append(str(error))
+        else:
+            assert victim == MANIFEST
+            assert all(map(torch.equal, found, expected))
+    assert len(named) == flips or victim == MANIFEST
+    assert len(named) > flips / 2
+    assert all(victim in line and "again" in line for line in named)
+
+
+def test_a_sequence_that_damage_hides_is_not_taken_for_one_of_other_data(copy, data):
+    from safetensors.torch import load_file, save_file
+
+    path = copy / "cache" / SHARD
+    held = load_file(path)
+    held["keys"][0] ^= 1
+    save_file(held, path)
+    with pytest.raises(CacheError, match=f"is damaged, {SHARD}: it is not as it was written"):
+        opened(copy, data)
+
+
+def test_a_cache_from_before_its_manifest_had_a_digest_is_read(copy, data):
+    expected = read_whole(copy, data)
+    path = copy / "cache" / MANIFEST
+    path.write_text(json.dumps(read_sealed(path), indent=1))
+    assert all(map(torch.equal, read_whole(copy, data), expected))
+
+
+def test_a_second_writer_is_refused(copy):
+    config = cache_config(copy)
+    lock = "import fcntl, sys, time; file = open(sys.argv[1], 'a'); fcntl.lockf(file, fcntl.LOCK_EX); "
+    lock += "print(1, flush=True); time.sleep(60)"
+    command = [sys.executable, "-c", lock, str(copy / "cache" / ".lock")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as first:
+        assert first.stdout is not None
+        first.stdout.readline()
+        with pytest.raises(CacheError, match=r"another process writes .*cache: wait for it or end it, or give another"):
+            imported("cache_teacher").main(config)
+        first.kill()
+    imported("cache_teacher").main(config)
 
 
 def test_the_tool_makes_damaged_files_again(copy, folder, data, capsys):
