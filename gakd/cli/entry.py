@@ -41,6 +41,12 @@ def run(main: Callable[[Config], None], config: Config) -> None:
     except RuntimeError as error:
         import torch  # by now it is there, where the error is its; `gakd ls` and its like do without
 
+        if torch.distributed.is_available() and _of_another_process(error):
+            _end(
+                f"another process of this run has ended, or gave no sign for 30 minutes ({_line(error)[:200]}): the last "
+                f"checkpoint is whole; run again with --resume",
+                1,
+            )
         if not isinstance(error, torch.OutOfMemoryError):
             raise
         reason = str(error).partition(". ")[0]
@@ -59,6 +65,13 @@ def run(main: Callable[[Config], None], config: Config) -> None:
         if isinstance(leaving.__context__, BrokenPipeError):  # as rich leaves
             _end_unread()
         raise
+
+
+def _of_another_process(error: RuntimeError) -> bool:
+    """Whether what a process has waited for did not come, as gloo, NCCL and torch's store put it."""
+    import torch
+
+    return isinstance(error, torch.distributed.DistError) or "gloo/transport" in str(error)
 
 
 def _end(reason: str, status: int) -> NoReturn:

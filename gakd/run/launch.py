@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import cast
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from lightning_fabric.strategies.ddp import DDPStrategy
 from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 from lightning_fabric.strategies.strategy import Strategy
-from torch import nn
+from torch import distributed, nn
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.distributed_c10d import ProcessGroup
 
 from gakd.errors import InputError
 from gakd.models.reach import unreached_weights
 from gakd.models.sharding import shard_model
 from gakd.run.config import RunConfig
 
-# Other processes wait while rank 0 evaluates or hashes files; torch gives up after 10 or 30 minutes.
-LONGEST_WAIT = timedelta(hours=12)
+# Processes that wait longer for one of the others end, and with them the run.
+LONGEST_SILENCE = timedelta(minutes=30)
+_STORE_IS_OPEN = "TORCHELASTIC_USE_AGENT_STORE"  # torch then opens none of its own
+_stores: list[object] = []  # open to the end of the process
 
 
 def launch(config: RunConfig) -> Fabric:
@@ -36,12 +43,50 @@ def launch(config: RunConfig) -> Fabric:
         precision=precision,
     )
     if not _launched_by_fabric():  # which has launched them itself, and refuses a second time
-        fabric.launch()
+        with _meeting_on_loopback(fabric):
+            fabric.launch()
     if config.batch_size % fabric.world_size:
         raise InputError(
             f"--batch-size {config.batch_size} is not a multiple of the {fabric.world_size} processes that share it"
         )
     return fabric
+
+
+@contextmanager
+def _meeting_on_loopback(fabric: Fabric) -> Iterator[None]:
+    """Where this process starts all others: the store by which they meet listens on this machine alone, and so do they.
+
+    A store that torch opens listens on all interfaces, to anybody who reaches the port.
+    """
+    environment = getattr(fabric.strategy, "cluster_environment", None)
+    alone = isinstance(environment, LightningEnvironment) and not environment.creates_processes_externally
+    if not (alone and fabric.world_size > 1 and getattr(fabric.strategy, "num_nodes", 1) == 1):
+        yield
+        return
+    listening = socket.socket()
+    listening.bind(("127.0.0.1", 0))
+    listening.listen()
+    port = listening.getsockname()[1]
+    store = distributed.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
+        "127.0.0.1", port, is_master=True, wait_for_workers=False, master_listen_fd=listening.detach()
+    )
+    _stores.append(store)
+    loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
+    if loopback is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), _STORE_IS_OPEN: "True"}
+    try:
+        yield
+    finally:
+        del os.environ[_STORE_IS_OPEN]
+
+
+def patient_barrier(fabric: Fabric) -> Callable[[], object]:
+    """A barrier at which processes wait for one that evaluates, however long that takes, as long as it lives."""
+    if fabric.world_size == 1:
+        return lambda: None
+    group = cast(ProcessGroup, distributed.new_group(backend="gloo", timeout=timedelta(days=1000)))
+    return lambda: distributed.barrier(group=group)
 
 
 def expect_gradients(fabric: Fabric, student: nn.Module) -> None:
@@ -63,12 +108,12 @@ def _strategy(config: RunConfig) -> str | Strategy:
     """Fabric's strategy; with `fsdp2`, one that cuts each student that is set up over all processes."""
     if config.strategy != "fsdp2":
         several = config.devices * config.num_nodes > 1 or config.strategy == "ddp"
-        return DDPStrategy(timeout=LONGEST_WAIT) if several and not _launched_by_fabric() else config.strategy
+        return DDPStrategy(timeout=LONGEST_SILENCE) if several and not _launched_by_fabric() else config.strategy
 
     def cut(distiller: nn.Module, mesh: DeviceMesh) -> nn.Module:
         shard_model(cast(nn.Module, distiller.student), mesh["data_parallel"])
         return distiller
 
     return ModelParallelStrategy(
-        cut, data_parallel_size=config.devices * config.num_nodes, tensor_parallel_size=1, timeout=LONGEST_WAIT
+        cut, data_parallel_size=config.devices * config.num_nodes, tensor_parallel_size=1, timeout=LONGEST_SILENCE
     )

@@ -31,7 +31,7 @@ from gakd.run.folder import claim, fix_date, lengthen
 from gakd.run.guard import Guard
 from gakd.run.interruptions import EXIT_STATUS, Interruptions
 from gakd.run.known import Marked, check_data, check_models
-from gakd.run.launch import expect_gradients, launch
+from gakd.run.launch import expect_gradients, launch, patient_barrier
 from gakd.run.preflight import check_run
 from gakd.run.step_log import StepLog
 from gakd.run.step_record import StepRecord
@@ -51,6 +51,7 @@ class Run:
         self.config = config
         check_run(config, recipe_config)
         self.fabric = launch(config)
+        self._wait_for_evaluation = patient_barrier(self.fabric)
         self._sharded = config.strategy == "fsdp2"
         self.teacher_dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
         self.step = 0
@@ -164,7 +165,7 @@ class Run:
             result = {"recipe": self._recipe} | compute()
             if self.is_main:
                 write_json(path, result, indent=2)
-        self.fabric.barrier()
+        self._wait_for_evaluation()
         return json.loads(path.read_text())
 
     def total_steps(self, data: Data) -> int:
@@ -276,6 +277,7 @@ class Run:
         if self.evaluates:
             scores = compute()
         self._log.validation(step, scores, time.perf_counter() - started)
+        self._wait_for_evaluation()
         scores = self.fabric.broadcast(scores)
         self._checkpoints.observe(scores)
         return scores
@@ -323,7 +325,7 @@ class Run:
 
     def close(self) -> None:
         """Leave the process group in order, and the folder to others."""
-        self.fabric.barrier()
+        self._wait_for_evaluation()
         if self._lock is not None:
             self._lock.close()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
