@@ -15,11 +15,11 @@ from typing import Any
 _DIGEST = "digest"
 
 
-def write_whole(path: Path, text: str) -> None:
-    """The whole text, or the file that was there before, whenever the process ends or the machine does; makes the folder."""
+def write_whole(path: Path, content: str | bytes) -> None:
+    """The whole content, or the file that was there before, whenever the process ends or the machine does; makes the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     scratch = path.with_name(f".{path.name}.tmp")
-    scratch.write_text(text, encoding="utf-8")
+    scratch.write_bytes(content.encode() if isinstance(content, str) else content)
     sync(scratch)
     os.replace(scratch, path)
     sync(path.parent)
@@ -62,6 +62,14 @@ def read_sealed(path: Path, unsealed: Set[str] = frozenset()) -> dict[str, Any]:
     if digest != _digest_of(value):
         raise ValueError("it is not as it was written")
     return value
+
+
+def sealed_or_none(path: Path) -> dict[str, Any] | None:
+    """What `write_sealed` wrote, or None where there is none of it as it was written."""
+    try:
+        return read_sealed(path)
+    except (OSError, ValueError):
+        return None
 
 
 def _digest_of(value: dict[str, Any]) -> str:

@@ -113,6 +113,11 @@ MISTAKES = (
     Mistake("a model whose head cannot be proven", ("--student", "DIR/bert", "--student-layers", "1")),
     Mistake("an encoder-decoder", ("--student", "DIR/bart")),
     Mistake("a tokenizer larger than the embeddings", ("--student", "DIR/narrow")),
+    Mistake("weights that were not copied whole", ("--student", "DIR/cut")),
+    Mistake("a configuration of other weights", ("--student", "DIR/wider")),
+    Mistake("a model that asks for code of the hub", ("--student", "DIR/kernel")),
+    Mistake("a template that does not end", ("--student", "DIR/endless", "--teacher", "DIR/endless")),
+    Mistake("a damaged config.json at a resume", ("--output-dir", "DIR/damaged", "--resume")),
     Mistake("out of GPU memory", (), prepare=_raises(OUT_OF_MEMORY)),
     Mistake("a full disk", (), prepare=_full_disk),
     Mistake("a loss that is not finite", (), prepare=_nan),
@@ -149,6 +154,18 @@ def make_places(folder: Path) -> None:
     BartConfig(vocab_size=272, d_model=32).save_pretrained(folder / "bart")
     words.save_pretrained(folder / "bart")
     tiny.save(folder / "narrow", tiny.model(vocab_size=258), words)
+    for name in ("cut", "wider", "kernel", "endless"):
+        tiny.save(folder / name, tiny.model(), words)
+    weights = folder / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    for name, changed in (("wider", {"intermediate_size": 96}), ("kernel", {"_attn_implementation": "someone/kernel"})):
+        path = folder / name / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    (folder / "endless" / "chat_template.jinja").write_text(loop)
+    (folder / "damaged").mkdir()
+    (folder / "damaged" / "config.json").write_text("{")
+    (folder / "damaged" / "metrics.csv").write_text("step\n")
     (folder / "run").mkdir()
     module = module_of("gakd")
     first = parse(module.PAPER, module.DEMO, None, _flags(MISTAKES[20], folder, "3e-3"))

@@ -121,7 +121,8 @@ def scores(output: Path, name: str) -> dict[str, Any]:
 
 def weights(output: Path) -> dict[str, torch.Tensor]:
     """The exported student and, where there is one, the adversary and every optimizer moment of the last checkpoint."""
-    last = max((output / "checkpoints").iterdir(), key=lambda path: int(path.name.removeprefix("step-")))
+    steps = [path for path in (output / "checkpoints").iterdir() if path.suffix != ".damaged"]
+    last = max(steps, key=lambda path: int(path.name.removeprefix("step-")))
     found = {f"student.{name}": tensor for name, tensor in load_file(output / "student" / "model.safetensors").items()}
     for path in sorted(last.glob("*.safetensors")):
         found |= {f"{path.stem}.{name}": tensor for name, tensor in load_file(path).items()}

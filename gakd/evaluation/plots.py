@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+from gakd.files import write_whole
 
 if TYPE_CHECKING:  # an eighth of what a recipe imports before its first line, for one figure at its end
     from matplotlib.axes import Axes
@@ -84,7 +87,9 @@ def plot_metrics(csv_path: str | Path, png_path: str | Path) -> None:
     lowest = {index % columns: index for index in range(len(panels))}
     for index in lowest.values():
         grid.flat[index].set_xlabel("optimizer step", fontsize=8.5, color="0.3")
-    figure.savefig(png_path)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png")
+    write_whole(Path(png_path), drawn.getvalue())
 
 
 def read_series(path: Path) -> dict[str, Series]:

@@ -66,7 +66,9 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         for row in rows:
             if None in row or None in row.values():
                 raise ValueError(f"the row of step {row['step']!r} has more or fewer cells than there are columns")
-            [int(row["step"]), *(float(value) for value in row.values() if value)]
+            int(row["step"])
+            for value in filter(None, row.values()):
+                float(value)
     except (ValueError, csv.Error) as error:
         raise InputError(
             f"{path} is damaged ({error}): put back a copy of it, or remove it, and the log begins where the run goes on"

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from lightning_fabric import Fabric
+from torch import nn
 
 from gakd.data.load import Data
+from gakd.distiller import Distiller
 from gakd.errors import InputError
 from gakd.files import read_sealed, write_json, write_sealed
+from gakd.models.fingerprints import untrained_mark
 
 DATA, MODELS = "data.json", "models.json"
 
@@ -29,6 +32,12 @@ class Marked(Protocol):
     """A teacher that is known by a hash: a run that goes on is refused another."""
 
     def mark(self) -> str: ...
+
+
+def marks_of(distiller: nn.Module, teacher: object) -> dict[str, str]:
+    """What a student and its teacher are known by, before anything is cut over ranks."""
+    marks = {"student": untrained_mark(distiller.student if isinstance(distiller, Distiller) else distiller)}
+    return marks | ({"teacher": teacher.mark()} if isinstance(teacher, Marked) else {})
 
 
 def check_data(fabric: Fabric, folder: Path, data: Data) -> None:

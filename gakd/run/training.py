@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import time
@@ -20,7 +19,7 @@ from gakd.data import Data, Windows, collate, split_window
 from gakd.data.encoded import lengths_of
 from gakd.distiller import Distiller
 from gakd.errors import RunError
-from gakd.files import read_json, write_json
+from gakd.files import read_sealed, sealed_or_none, write_sealed
 from gakd.models.fingerprints import untrained_mark
 from gakd.models.sharding import whole
 from gakd.objective import Counts, Objective
@@ -30,7 +29,7 @@ from gakd.run.config import RunConfig, learning_rate_at, total_steps
 from gakd.run.folder import claim, fix_date, lengthen
 from gakd.run.guard import Guard
 from gakd.run.interruptions import EXIT_STATUS, Interruptions
-from gakd.run.known import Marked, check_data, check_models
+from gakd.run.known import check_data, check_models, marks_of
 from gakd.run.launch import expect_gradients, launch, patient_barrier
 from gakd.run.preflight import check_run
 from gakd.run.step_log import StepLog
@@ -109,11 +108,7 @@ class Run:
         if isinstance(distiller, Distiller):
             expect_gradients(self.fabric, distiller.student)
         if self.is_main:  # before anything is cut over ranks
-            self._marks["student"] = untrained_mark(
-                distiller.student if isinstance(distiller, Distiller) else distiller
-            )
-            if isinstance(teacher, Marked):
-                self._marks["teacher"] = teacher.mark()
+            self._marks |= marks_of(distiller, teacher)
         self._wrapped = self.fabric.setup_module(distiller)
         if isinstance(distiller, Distiller):
             self._wrapped.mark_forward_method(distiller.label_log_probs)
@@ -159,14 +154,14 @@ class Run:
         The recipe's name is kept with it: recipes may share all flags, and a report must not take them for one.
         """
         path = self.folder / name
-        # As rank 0 finds it: the others may look later. One that is empty or damaged is computed again.
-        missing = self.fabric.broadcast(read_json(path) is None)
-        if missing and self.evaluates:
+        # As rank 0 finds it: the others may look later. One that is damaged is computed again.
+        kept = self.fabric.broadcast(sealed_or_none(path) if self.is_main else None)
+        if kept is None and self.evaluates:
             result = {"recipe": self._recipe} | compute()
             if self.is_main:
-                write_json(path, result, indent=2)
+                write_sealed(path, result)
         self._wait_for_evaluation()
-        return json.loads(path.read_text())
+        return kept or read_sealed(path)
 
     def total_steps(self, data: Data) -> int:
         """Optimizer steps of the whole run: for schedules."""

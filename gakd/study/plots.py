@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -10,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from gakd.files import write_whole
 from gakd.study.results import KL_BY_BUCKET, MEASURES, ROUGE_BY_BUCKET, Measure, Results
 
 _HEADLINE = ("rouge_l", "sequence_kl", "own_reverse_kl", "reverse_kl", "two_sample", "teacher_log_likelihood")
@@ -39,7 +41,9 @@ def _forest(results: Results, measures: Sequence[Measure], columns: int, path: P
         axes.set_axis_off()
     reference = next(entry.label for entry in results.entries if entry.name == results.reference)
     figure.suptitle(f"Difference to {reference}, 95% intervals over prompts and seeds", fontsize=10)
-    figure.savefig(path)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png")
+    write_whole(Path(path), drawn.getvalue())
 
 
 def _panel(axes: Axes, results: Results, measure: Measure) -> None:

@@ -19,7 +19,7 @@ from gakd.data.load import spread
 from gakd.data.rows import record_of
 from gakd.data.splits import SPLITS
 from gakd.errors import InputError
-from gakd.files import write_json
+from gakd.files import write_json, write_whole
 from gakd.models.export import write_folder
 from gakd.models.loading import ModelConfig, load_student
 from gakd.samplers.generation import padding_id
@@ -211,6 +211,5 @@ def training_flags(world: World, name: str, steps: int) -> tuple[str, ...]:
 
 
 def _write_rows(path: Path, examples: Sequence[Example]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        for row in (example.row for example in examples):
-            file.write(json.dumps(record_of(row), ensure_ascii=False) + "\n")
+    rows = (record_of(example.row) for example in examples)
+    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from gakd.data import Example
+from gakd.errors import RunError
 from gakd.files import file_digest, follow_umask, hold, sync, write_sealed
 from gakd.teachers.cache import FORMAT, HEAD, MANIFEST, CacheError, read_manifest, size_damage
 from gakd.types import Head
@@ -94,7 +97,8 @@ class CacheWriter:
         self._save()
 
     def _save(self) -> None:
-        write_sealed(self.folder / MANIFEST, self.manifest)
+        with _room_for(self.folder / MANIFEST):
+            write_sealed(self.folder / MANIFEST, self.manifest)
 
     def _refuse_other(self, wanted: dict[str, Any]) -> None:
         before, now = _flat(self.manifest["settings"]), _flat(wanted)
@@ -144,12 +148,26 @@ def sharded(batches: Sequence[list[Example]], rows: int) -> Iterator[list[list[E
 def _replace(path: Path, save: Callable[[Path], Any]) -> str:
     """Whole or not at all, whenever the process or the machine stops; returns the hash."""
     scratch = path.with_name(f".{path.name}.tmp")
-    save(scratch)
-    sync(scratch)
-    digest = file_digest(scratch)
-    os.replace(scratch, path)
-    sync(path.parent)
+    with _room_for(path):
+        save(scratch)
+        sync(scratch)
+        digest = file_digest(scratch)
+        os.replace(scratch, path)
+        sync(path.parent)
     return digest
+
+
+@contextmanager
+def _room_for(path: Path) -> Iterator[None]:
+    """RunError where a file cannot be written: a full disk, as Python and safetensors put it."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        path.with_name(f".{path.name}.tmp").unlink(missing_ok=True)
+        raise RunError(
+            f"cannot write {path}: {' '.join(str(error).split())}; the files before it are whole. Make room, then run the same "
+            f"command again"
+        ) from error
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

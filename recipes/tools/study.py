@@ -21,7 +21,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 
 from gakd.cli import run
 from gakd.errors import InputError
-from gakd.files import write_json
+from gakd.files import write_json, write_whole
 from gakd.study.config import QUICK, Config, claim
 from gakd.study.plots import plot_buckets, plot_differences
 from gakd.study.results import Results, as_json
@@ -68,7 +68,7 @@ def write_report(
         f"{', '.join(map(str, scoring.seeds))}, responses of at most {longest} tokens; references are short up to {short}, "
         f"medium up to {medium}."
     )
-    (folder / "report.md").write_text(report(results, tried, settings))
+    write_whole(folder / "report.md", report(results, tried, settings))
     write_json(folder / "results.json", as_json(results))
     plot_differences(results, folder / "differences.png")
     plot_buckets(results, folder / "buckets.png")

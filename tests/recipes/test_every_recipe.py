@@ -29,14 +29,14 @@ from tests.recipe_table import RECIPES
 STEPS = dict.fromkeys(RECIPES, 16) | {"on_policy_reverse_kl": 24, "gad": 24}
 
 
-# In the quick tier: an ablation differs from the template by a game, a term or what is read, each with tests of its own, and a
-# baseline resumes as the template does, unless its loop is its own.
+# In the quick tier: an ablation differs from the template by a game, a term or what is read, each with tests of its own. Those
+# whose loop is their own are resumed here; test_kill.py kills and resumes every one.
 OWN_LOOP = {"gakd", "released", "gad", "minillm", "distillm", "distillm2", "gkd", "seqkd"}
 TRAINED = [
     pytest.param(name, marks=pytest.mark.slow if path.parent.name == "ablations" and name not in OWN_LOOP else ())
     for name, path in RECIPES.items()
 ]
-RESUMED = [pytest.param(name, marks=() if name in OWN_LOOP else pytest.mark.slow) for name in RECIPES]
+RESUMED = sorted(OWN_LOOP)
 
 
 class Interrupted(Exception):

@@ -1,120 +1,138 @@
-"""Runs that are killed at twenty random moments, also while they write a checkpoint, and still end with the same bits."""
+"""Runs, caches and generated text that are killed at random moments, and still end with the same bytes."""
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import random
-import socket
-import sys
+import signal
+import subprocess
 import time
-from multiprocessing.process import BaseProcess
+from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
-from tests.recipe_runs import arguments, assert_identical, make_material, run_here
+from tests import reliability
+from tests.lives import TOO_LATE, Moment, finish, forkserver, killed, start
+from tests.recipe_runs import arguments, assert_identical, make_material
+from tests.recipe_table import RECIPES
+from tests.recipes.test_cached import cache_arguments
+from tests.recipes.test_tools import ENVIRONMENT, command, run
 
-KILLS, STEPS = 20, 100
+pytestmark = pytest.mark.slow
+
+THREE: tuple[Moment, ...] = ("while it starts", "while it trains", "while it saves")
+
+
+class Case(NamedTuple):
+    """A recipe and its flags, on so many processes, killed at these moments."""
+
+    recipe: str
+    flags: tuple[str, ...] = ()
+    moments: tuple[Moment, ...] = THREE
+    processes: int = 1
+    steps: int = 30
+
+
+LORA = ("--lora-rank", "2", "--precision", "bf16-true")
+CASES = {name: Case(name) for name in RECIPES if name != "gakd"} | {
+    "gakd": Case("gakd", moments=THREE * 6 + ("while it exports",) * 4, steps=100),
+    "gakd on two processes": Case("gakd", moments=THREE * 2 + ("while it exports",), processes=2),
+    "gakd, LoRA in bfloat16": Case("gakd", LORA, (*THREE, "while it exports")),
+    "gakd from a teacher cache": Case("gakd", ("--teacher-cache", "CACHE"), (*THREE, "while it exports")),
+}
 
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory) -> Path:
-    return make_material(tmp_path_factory.mktemp("material"), longest=10)
+    folder = make_material(tmp_path_factory.mktemp("material"), longest=10)
+    run("cache_teacher", *cache_arguments(folder), "--output", folder / "cache", cwd=folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
 def server():
-    """Processes that begin with everything imported: what is tested is 40 lives, not 40 times the imports."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["tests.recipe_runs", "gakd.evaluation", "gakd.run.training", "gakd.samplers.replay"]
-    )
-    return context
+    return forkserver()
 
 
-def live(recipe: str, flags: list[str], environment: dict[str, str]) -> None:
-    os.environ.update(environment)
-    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  (as long as the process lives)
-    run_here(recipe, *flags)
-
-
-def start(server, recipe: str, flags: list[str], processes: int) -> list[BaseProcess]:
-    """One life: as many processes as a launcher would start, with the variables that it would set."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    lives = []
-    for rank in range(processes):
-        environment = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "passive"}
-        if processes > 1:
-            environment |= {"LOCAL_RANK": str(rank), "NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        lives.append(server.Process(target=live, args=(recipe, flags, environment)))
-        lives[-1].start()
-    return lives
-
-
-def finish(lives: list[BaseProcess]) -> list[int | None]:
-    for process in lives:
-        process.join(300)
-    return [process.exitcode for process in lives]
-
-
-def wait_for(condition, lives: list[BaseProcess]) -> bool:
-    """Whether the condition came true while all processes lived."""
-    deadline = time.monotonic() + 120
-    while all(process.is_alive() for process in lives) and time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.002)
-    return False
-
-
-def seconds_per_step(output: Path) -> float:
-    began = (output / "before.json").stat().st_mtime
-    return ((output / "checkpoints" / f"step-{STEPS}").stat().st_mtime - began) / STEPS
-
-
-def kill_at_random(lives: list[BaseProcess], output: Path, draw: random.Random, pace: float) -> str:
-    """SIGKILL, anywhere in the run or in the middle of a checkpoint; returns which, or `too late`."""
-    metrics = output / "metrics.csv"
-    before = metrics.stat().st_mtime_ns if metrics.exists() else 0
-    where = draw.choice(["while it starts", "while it trains", "while it saves"])
-    if where == "while it starts":
-        time.sleep(draw.uniform(0, 1.5))
-    else:
-        began = wait_for(lambda: metrics.exists() and metrics.stat().st_mtime_ns > before, lives)
-        time.sleep(draw.uniform(0, 3 * pace))
-        if where == "while it saves":
-            began = wait_for(lambda: any(output.glob("checkpoints/*.tmp")), lives)
-            time.sleep(draw.uniform(0, 0.03))
-        if not began:
-            return "too late"
-    alive = all(process.is_alive() for process in lives)
-    for process in draw.sample(lives, len(lives)):
-        process.kill()
-    finish(lives)
-    return where if alive else "too late"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("recipe", "processes"), [("gakd", 1), ("distillm", 1), ("gakd", 2)])
-def test_a_run_killed_twenty_times_has_the_bits_of_one_that_was_not(server, material, tmp_path, recipe, processes):
+@pytest.mark.parametrize("name", CASES)
+def test_a_run_that_was_killed_has_the_bits_of_one_that_was_not(server, material, tmp_path, name):
+    case = CASES[name]
     straight, broken = tmp_path / "straight", tmp_path / "broken"
-    flags = ["--steps", str(STEPS), "--save-every", "2", "--evaluate-every", "10", "--devices", str(processes)]
-    assert (
-        finish(start(server, recipe, arguments(material, straight, *flags, recipe=recipe), processes))
-        == [0] * processes
-    )
-    draw = random.Random(f"{recipe} {processes}")
-    resumed = arguments(material, broken, *flags, "--resume", recipe=recipe)
-    deaths = [
-        kill_at_random(start(server, recipe, resumed, processes), broken, draw, seconds_per_step(straight))
-        for _ in range(KILLS)
+    own = [str(material / "cache") if flag == "CACHE" else flag for flag in case.flags]
+    flags = [
+        "--steps",
+        str(case.steps),
+        "--save-every",
+        "2",
+        "--evaluate-every",
+        "10",
+        "--devices",
+        str(case.processes),
+        *own,
     ]
-    assert "too late" not in deaths
-    assert set(deaths) == {"while it starts", "while it trains", "while it saves"}
-    assert finish(start(server, recipe, resumed, processes)) == [0] * processes
+    whole = arguments(material, straight, *flags, recipe=case.recipe)
+    assert finish(start(server, case.recipe, whole, case.processes)) == [0] * case.processes
+    began, ended = (straight / place for place in ("before.json", f"checkpoints/step-{case.steps}"))
+    pace = (ended.stat().st_mtime - began.stat().st_mtime) / case.steps
+    draw = random.Random(name)
+    resumed = arguments(material, broken, *flags, "--resume", recipe=case.recipe)
+    deaths = killed(server, case.recipe, resumed, broken, case.moments, pace, draw, case.processes)
+    assert deaths.count(TOO_LATE) <= len(case.moments) // 4, deaths
+    assert finish(start(server, case.recipe, resumed, case.processes)) == [0] * case.processes
     assert_identical(broken, straight)
-    assert not list(broken.glob("checkpoints/*.tmp"))
-    assert not list(broken.glob("checkpoints/*.old"))
+    left = [*broken.glob("checkpoints/*.tmp"), *broken.glob("checkpoints/*.old"), *broken.glob(".student-*")]
+    assert left == []
+    for moment, count in Counter(deaths).items():
+        reliability.note("kills", f"{name}, {moment}", count, survived=count)
+
+
+TOOLS = {
+    "a teacher's cache": ("cache_teacher", lambda material: cache_arguments(material), "killed/manifest.json"),
+    "generated text": (
+        "generate",
+        lambda material: [
+            "--model", material / "teacher", "--dataset", material / "data", "--batch-size", 2, "--max-new-tokens", 40,
+            "--max-length", 96, "--max-prompt-length", 64,
+        ],
+        "killed/train.jsonl.json",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_a_tool_that_was_killed_leaves_the_bytes_of_one_that_was_not(material, tmp_path, name):
+    tool, arguments_of, begun = TOOLS[name]
+    outputs = {place: place if tool == "cache_teacher" else f"{place}/train.jsonl" for place in ("whole", "killed")}
+    began = time.monotonic()
+    run(tool, *arguments_of(material), "--output", outputs["whole"], cwd=tmp_path)
+    written = {path.name: path.stat().st_mtime for path in (tmp_path / "whole").iterdir()}
+    duration = max(written.values()) - min(written.values())
+    assert time.monotonic() - began > duration
+    draw, count = random.Random(name), 0
+    for _ in range(3):
+        process = subprocess.Popen(
+            command(tool, *arguments_of(material), "--output", outputs["killed"]), cwd=tmp_path, env=ENVIRONMENT,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        before = (tmp_path / begun).stat().st_mtime_ns if (tmp_path / begun).exists() else 0
+        while process.poll() is None:
+            if (tmp_path / begun).exists() and (tmp_path / begun).stat().st_mtime_ns > before:
+                time.sleep(draw.uniform(0, duration / 3))
+                break
+            time.sleep(0.002)
+        count += process.poll() is None
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert count >= 2
+    run(tool, *arguments_of(material), "--output", outputs["killed"], cwd=tmp_path)
+    ours, theirs = (
+        {path.name: path.read_bytes() for path in (tmp_path / place).iterdir()} for place in ("killed", "whole")
+    )
+    assert ours.keys() == theirs.keys()
+    assert [file for file in ours if ours[file] != theirs[file]] == []
+    reliability.note("kills", f"{name}, while it is written", count, survived=count)
+
+
+def test_every_recipe_is_killed():
+    assert {case.recipe for case in CASES.values()} == set(RECIPES)

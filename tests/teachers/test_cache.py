@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from gakd.data import Data, DataConfig, Example, collate, load_data
+from gakd.errors import RunError
 from gakd.evaluation import EvaluationConfig, HeldOut
 from gakd.files import read_sealed, write_sealed
 from gakd.models import ModelConfig, head_of, load_model, load_tokenizer
@@ -243,6 +245,32 @@ def test_a_second_writer_is_refused(copy):
             imported("cache_teacher").main(config)
         first.kill()
     imported("cache_teacher").main(config)
+
+
+@pytest.mark.parametrize("room", [0, 3000])
+def test_where_there_is_no_room_the_files_before_stay_and_the_same_command_goes_on(folder, copy, room, monkeypatch):
+    tool, config = imported("cache_teacher"), cache_config(copy, "full")
+    fill = tool.fill
+
+    def without_room(*given) -> None:
+        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+        try:
+            fill(*given)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    monkeypatch.setattr(tool, "fill", without_room)
+    with pytest.raises(
+        RunError, match=r"^cannot write .*full/.*; the files before it are whole. Make room, then run the same"
+    ):
+        tool.main(config)
+    monkeypatch.undo()
+    imported("cache_teacher").main(config)
+    ours, theirs = contents(copy / "full"), contents(folder / "cache")
+    assert ours.pop(MANIFEST)
+    assert theirs.pop(MANIFEST)
+    assert ours == theirs
 
 
 def test_the_tool_makes_damaged_files_again(copy, folder, data, capsys):
