@@ -68,7 +68,9 @@ def lengthen(fabric: Fabric, folder: Path, now: RunConfig, recipe_config: Any, s
     """
     kept: dict[str, Any] = {}
     if fabric.is_global_zero:
-        kept = (read_json(folder / "config.json") or {}).get(_name_of(recipe_config, now), {})
+        # A script of one's own may keep other settings than the run's.
+        own = [name for name, value in vars(recipe_config).items() if value is now]
+        kept = (read_json(folder / "config.json") or {}).get(own[0], {}) if own else {}
     before = {name: kept[name] for name in ("steps", "epochs") if name in kept}
     old = fabric.broadcast(total_steps(dataclasses.replace(now, **before), examples))
     new = total_steps(now, examples)
@@ -98,10 +100,6 @@ def resolved(recipe_config: Any) -> dict[str, Any]:
 def group_of(config: Any, kind: type[Group]) -> Group | None:
     """The group of flags of a kind that a recipe's configuration has."""
     return next((value for value in vars(config).values() if isinstance(value, kind)), None)
-
-
-def _name_of(config: Any, group: Any) -> str:
-    return next(name for name, value in vars(config).items() if value is group)
 
 
 def _take(folder: Path, wanted: dict[str, Any], resume: bool) -> TextIOWrapper:
