@@ -29,11 +29,6 @@ def _kept_in(path: Path, keys: tuple[str, ...]) -> str | None:
         for key in keys:
             value = value[key]
         return Date.fromisoformat(value).isoformat()
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        RecursionError,
-    ):  # what is wrong with such a file is said where it is read
+    # What is wrong with such a file is said where it is read.
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
