@@ -17,7 +17,7 @@ demo: $(VENV)/demo.installed  ## distil SmolLM2-135M-Instruct into its own every
 test: $(VENV)/test.installed  ## all tests but the long ones, minutes
 	$(RUN) -m pytest -n 2 --dist worksteal -m 'not slow'
 
-test-all: $(VENV)/test.installed  ## all tests: twenty kills each, the real model, every strategy, the whole site
+test-all: $(VENV)/test.installed  ## all tests: kills of every recipe, the real model, every strategy, the whole site
 	$(RUN) -m pytest -n 2 --dist worksteal
 
 check: lint types test-all  ## what CI runs

@@ -69,6 +69,14 @@ def check(config: Any, bounds: Mapping[str, Bound]) -> None:
             )
 
 
+# Parts of a variable's name, with a number or a word after them: OPENAI_API_KEY_2, API_KEY_OPENAI, hf_token, GITHUB_PAT.
+_SECRET_NAME = re.compile(
+    r"(^|_)(PASS|PASSWD|PWD|PASSPHRASE|PAT|CREDENTIALS?|AUTH|(API)?KEYS?|TOKENS?|SECRETS?|PASSWORDS?)\d*(_|$)"
+    r"|(KEY|TOKEN|SECRET|PASSWORD)$",
+    re.IGNORECASE,
+)
+
+
 def flags_of(config: Any) -> Iterator[tuple[str, Any]]:
     """Names and values of all flags, those of groups included."""
     for field in dataclasses.fields(config):
@@ -83,5 +91,10 @@ def _holds_secret(text: str) -> bool:
     """Whether a text has an address with a password, https://name:password@host, or a key that the environment holds."""
     if re.search(r"[a-z0-9]{2}:/{1,2}[^/\s@]+@", text, re.I):  # a path has lost one of the two strokes
         return True
-    secret_names = [name for name in os.environ if re.search("(KEY|TOKEN|SECRET|PASSWORD)$", name)]
-    return any(len(os.environ[name]) >= 8 and os.environ[name] in text for name in secret_names)
+    secrets = [value for name, value in os.environ.items() if _SECRET_NAME.search(name) and _may_be_secret(value)]
+    return any(value in text for value in secrets)
+
+
+def _may_be_secret(value: str) -> bool:
+    """Whether what a variable of such a name holds may be the secret itself: a path only says where it is."""
+    return len(value) >= 8 and not value.startswith(("/", "~/", "./", "../"))

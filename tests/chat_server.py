@@ -16,15 +16,16 @@ from typing import Any, NamedTuple
 
 class Reply(NamedTuple):
     """What is sent back after `wait` seconds: `cut` bytes at most, each `pause` seconds after the last; a reset drops the
-    connection there."""
+    connection there. Without an end, the body comes again and again until the client has gone."""
 
-    body: str = ""
+    body: str | bytes = ""
     status: int = 200
     headers: tuple[tuple[str, str], ...] = ()
     wait: float = 0.0
     cut: int | None = None
     pause: float = 0.0
     reset: bool = False
+    endless: bool = False
 
 
 def completion(text: str | None, finish_reason: str | None = "stop", **changes: Any) -> str:
@@ -107,12 +108,15 @@ def _handler(server: ChatServer) -> type[BaseHTTPRequestHandler]:
         def do_POST(self) -> None:
             asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
             reply = server.reply(self.path, self.headers.get("authorization", ""), asked)
-            body = reply.body.encode()
+            body = reply.body.encode() if isinstance(reply.body, str) else reply.body
             self.send_response(reply.status)
             for name, value in {"content-type": "application/json", **dict(reply.headers)}.items():
                 self.send_header(name, value)
-            self.send_header("content-length", str(len(body)))
+            if not reply.endless:
+                self.send_header("content-length", str(len(body)))
             self.end_headers()
+            while reply.endless:
+                self.wfile.write(body)
             for part in [body[: reply.cut]] if not reply.pause else [bytes([value]) for value in body]:
                 self.wfile.write(part)
                 time.sleep(reply.pause)

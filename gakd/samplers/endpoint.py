@@ -5,15 +5,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import math
 import random
 import time
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from rich.markup import escape
@@ -22,6 +19,7 @@ from gakd.data.rendering import with_json_arguments
 from gakd.data.rows import Message, Row, conversation
 from gakd.errors import InputError
 from gakd.logging.progress import ProgressView
+from gakd.samplers.endpoint_answers import bound_body, client_library, judge, read_answer
 from gakd.samplers.endpoint_config import EndpointConfig
 from gakd.samplers.response_cache import Response, ResponseCache
 
@@ -62,7 +60,7 @@ class EndpointTeacher:
     """
 
     def __init__(self, config: EndpointConfig, cache: str | Path) -> None:
-        _client_library()
+        client_library()
         self.config, self.usage = config, Usage()
         self._cache = ResponseCache(cache)
         self._last_notice = -float("inf")
@@ -116,9 +114,12 @@ class EndpointTeacher:
                 view.update(view.total - len(requests) + done, response.completion_tokens, pace)
 
         config = self.config
-        client = _client_library().AsyncOpenAI(
-            base_url=config.base_url, api_key=config.key() or "none", timeout=config.timeout, max_retries=0
-        )
+        openai = client_library()
+        client = openai.AsyncOpenAI(
+            base_url=config.base_url, api_key=config.key() or "none", timeout=config.timeout, max_retries=0,
+            http_client=openai.DefaultAsyncHttpxClient(event_hooks={"response": [bound_body]}),
+            default_headers={"accept-encoding": "identity"},
+        )  # fmt: skip
         async with client:
             workers = [asyncio.ensure_future(work()) for _ in range(config.concurrency)]
             try:
@@ -129,7 +130,7 @@ class EndpointTeacher:
                 await asyncio.gather(*workers, return_exceptions=True)
 
     async def _ask(self, client: AsyncOpenAI, request: _Request, view: ProgressView) -> Response:
-        openai, config = _client_library(), self.config
+        openai, config = client_library(), self.config
         first_failure, tries, unreadable = 0.0, 0, 0
         while True:
             self.usage.requests += 1
@@ -137,10 +138,10 @@ class EndpointTeacher:
                 sent = client.chat.completions.create(
                     model=config.model, messages=cast(Any, request.messages), extra_body=request.body
                 )
-                return _read(await asyncio.wait_for(sent, config.timeout))
-            except (TimeoutError, openai.APIError, ValueError) as error:
+                return read_answer(await asyncio.wait_for(sent, config.timeout), config)
+            except Exception as error:  # of what a server may send, a client raises more than its own errors
                 problem, passes, wait = judge(error, config)
-                unreadable += isinstance(error, ValueError)
+                unreadable += not isinstance(error, (TimeoutError, openai.APIError))
             problem = config.redacted(problem)
             now = time.monotonic()
             first_failure, tries = first_failure or now, tries + 1
@@ -178,69 +179,6 @@ def response_records(
         [Generation([], 0 if response.finished else None) for _, response in pairs],
         drop_unfinished,
     )
-
-
-def _client_library() -> ModuleType:
-    try:
-        import openai
-    except ImportError:
-        raise InputError("a teacher behind an API needs the openai client: pip install 'gakd[api]'") from None
-    return openai
-
-
-def _read(answer: Any) -> Response:
-    """The response in a chat completion; ValueError for what is none."""
-    try:
-        choice, usage = answer.choices[0], answer.usage
-        text, reason = choice.message.content or "", choice.finish_reason or "unknown"
-        if not (isinstance(text, str) and isinstance(reason, str)):
-            raise TypeError
-        counts = (int(usage.prompt_tokens or 0), int(usage.completion_tokens or 0)) if usage else (0, 0)
-    except (AttributeError, IndexError, TypeError):
-        raise ValueError(f"{answer}") from None
-    return Response(text, reason, *counts)
-
-
-def judge(error: Exception, config: EndpointConfig) -> tuple[str, bool, float]:
-    """What went wrong, whether it may pass by itself, and the seconds that the server asks to wait, else 0."""
-    import openai
-
-    if isinstance(error, openai.APIStatusError):
-        status, body = error.status_code, error.body
-        said = (body.get("message") or body.get("detail") or body) if isinstance(body, dict) else body or error.message
-        used_up = "insufficient_quota" in (error.code, error.type)
-        if used_up or not (status in {408, 409, 425, 429} or status >= 500):
-            return f"{status}, {said}; {_advice(status, config)}", False, 0.0
-        return f"{status}, {said}", True, _retry_after(error.response.headers.get("retry-after"))
-    if isinstance(error, ValueError):
-        return f"no chat completion came back ({error}); is {config.base_url} right? It mostly ends in /v1", True, 0.0
-    if isinstance(error, (openai.APITimeoutError, asyncio.TimeoutError)):
-        return f"no answer within {config.timeout:.0f} s (--timeout)", True, 0.0
-    cause = error.__cause__ or error
-    return f"no connection ({str(cause) or type(cause).__name__})", True, 0.0
-
-
-def _advice(status: int, config: EndpointConfig) -> str:
-    if status in {401, 403}:
-        state = "holds a key it does not take" if config.key() else "is not set"
-        return f"the environment variable {config.key_variable} {state}"
-    if status == 404:
-        return f"check the base URL, which mostly ends in /v1, and the model {config.model!r}"
-    if status in {402, 429}:
-        return "nothing is left to pay with: this does not pass by waiting"
-    return "change the settings, or leave this row out"
-
-
-def _retry_after(header: str | None) -> float:
-    """Seconds from a Retry-After header, which holds seconds or a date."""
-    try:
-        seconds = float(header or 0)
-    except ValueError:
-        try:
-            seconds = parsedate_to_datetime(header or "").timestamp() - time.time()
-        except ValueError:
-            return 0.0
-    return 0.0 if math.isnan(seconds) else max(seconds, 0.0)
 
 
 def _delay(tries: int) -> float:

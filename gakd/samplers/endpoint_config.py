@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from dataclasses import dataclass
 from typing import Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from gakd.errors import InputError
 
+SHORTEST_KEY = 8
 _OWN_FIELDS = {
     "model",
     "messages",
@@ -62,17 +64,26 @@ class EndpointConfig:
                 "the key variable is the name of an environment variable, such as OPENAI_API_KEY, got something else: put "
                 "the key into that variable, and its name here"
             )
-        address = urlsplit(self.base_url)
+        try:
+            address = urlsplit(self.base_url)
+            _ = address.port
+        except ValueError as error:
+            raise InputError(
+                f"got the base URL {self.base_url!r} ({error}), expected one such as http://localhost:8000/v1"
+            ) from error
         if address.username or address.password or address.query:
             raise InputError("the base URL holds a name, a password or a query: put the key into the environment")
         if address.scheme not in {"http", "https"} or not address.hostname or self.base_url.endswith("/completions"):
             raise InputError(f"got the base URL {self.base_url!r}, expected one such as http://localhost:8000/v1")
-        at_least_one = min(self.samples, self.concurrency, self.max_new_tokens) >= 1
-        if not (at_least_one and self.timeout > 0 and self.patience >= 0):
+        whole = (self.samples, self.concurrency, self.max_new_tokens)
+        at_least_one = all(type(number) is int and number >= 1 for number in whole)
+        if not (at_least_one and 0 < self.timeout < math.inf and 0 <= self.patience < math.inf):
             raise InputError(
-                f"samples, concurrency and max_new_tokens are at least 1, timeout above 0, patience at least 0; got {self}"
+                f"samples, concurrency and max_new_tokens are whole and at least 1, timeout above 0, patience at least 0, both "
+                f"finite; got {self}"
             )
-        if (self.temperature or 0) < 0 or not 0 < (1 if self.top_p is None else self.top_p) <= 1:
+        drawn = (self.temperature or 0, 1 if self.top_p is None else self.top_p)
+        if bool in map(type, drawn) or not (0 <= drawn[0] < math.inf and 0 < drawn[1] <= 1):
             raise InputError(
                 f"temperature is at least 0 and top_p in (0, 1], got {self.temperature} and {self.top_p}: change them"
             )
@@ -81,13 +92,12 @@ class EndpointConfig:
     def body(self) -> dict[str, Any]:
         """The fields of a request beside the model, the messages and the seed."""
         try:
-            extra = json.loads(self.extra_body)
-        except ValueError:
+            extra = json.loads(self.extra_body, parse_constant=_no_number)
+        except (ValueError, RecursionError):
             extra = None
         if not isinstance(extra, dict) or extra.keys() & _OWN_FIELDS:
-            raise InputError(
-                f"the extra body is a JSON object without {', '.join(sorted(_OWN_FIELDS))}, got {self.extra_body!r}"
-            )
+            got = self.redacted(repr(self.extra_body))
+            raise InputError(f"the extra body is a JSON object without {', '.join(sorted(_OWN_FIELDS))}, got {got}")
         own = {"temperature": self.temperature, "top_p": self.top_p, self.limit_field: self.max_new_tokens}
         return {name: value for name, value in own.items() if value is not None} | extra
 
@@ -104,8 +114,20 @@ class EndpointConfig:
             )
         return key
 
-    def redacted(self, text: str) -> str:
-        """One short line without the key, which some servers repeat in their errors."""
+    def without_key(self, text: str) -> str:
+        """A text without the key, which some servers repeat, as it is or as an address has it."""
         key = self.key()
-        line = " ".join((text.replace(key, "[key]") if key else text).split())
+        if len(key) < SHORTEST_KEY:  # a word that stands for "no key", such as EMPTY
+            return text
+        for form in dict.fromkeys((key, quote(key, safe=""), json.dumps(key)[1:-1])):
+            text = text.replace(form, "[key]")
+        return text
+
+    def redacted(self, text: str) -> str:
+        """One short line without the key."""
+        line = " ".join(self.without_key(text).split())
         return line if len(line) <= 300 else f"{line[:297]}..."
+
+
+def _no_number(constant: str) -> None:
+    raise ValueError(f"{constant} is no number of JSON")

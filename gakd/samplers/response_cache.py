@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from gakd.errors import InputError
 from gakd.files import sync
 
 _BEGINNING = b'{"key": "'
+_CHECK = "check"
 
 
 class Response(NamedTuple):
@@ -30,7 +32,7 @@ class Response(NamedTuple):
 
 
 class ResponseCache:
-    """Responses by key in the file `path`; enter it to read what is new there and to append.
+    """Responses by key in the file `path`, each with a checksum; enter it to read what is new there and to append.
 
     One process at a time may be inside. A last line that a kill cut short is dropped. Raises InputError if another
     process is inside, for a file that something else wrote, which stays untouched, and for one that is damaged.
@@ -69,7 +71,8 @@ class ResponseCache:
     def append(self, key: str, response: Response) -> None:
         """On disk once this returns."""
         # ASCII alone: a text may hold halves of surrogate pairs, or line breaks that JSON does not escape.
-        line = json.dumps({"key": key, **response._asdict()}).encode("ascii") + b"\n"
+        record = {"key": key, **response._asdict()}
+        line = json.dumps(record | {_CHECK: _check_of(record)}).encode("ascii") + b"\n"
         self._file.write(line)
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -85,9 +88,9 @@ class ResponseCache:
             whole, line_break, rest = file.read().rpartition(b"\n")
         for line in (whole + line_break).splitlines(keepends=True):
             try:
-                record = json.loads(line)
-                self.found.setdefault(record.pop("key"), Response(**record))
-            except (ValueError, TypeError, KeyError, AttributeError):
+                key, response = _response_of(line)
+                self.found.setdefault(key, response)
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                 raise InputError(
                     f"{self.path}:{self._lines + 1} is no response of this cache, so something else wrote the file or it "
                     f"is damaged: give another path, or delete the line"
@@ -99,3 +102,18 @@ class ResponseCache:
         if not (rest.startswith(_BEGINNING[: len(rest)]) or not rest.strip(b"\0")):
             raise InputError(f"{self.path} is no response cache: something else wrote it; give another path")
         os.truncate(self.path, self._bytes)
+
+
+def _response_of(line: bytes) -> tuple[str, Response]:
+    """What a line holds; ValueError where it is not as it was written. Lines from before there were checksums have none."""
+    record = json.loads(line)
+    names = {"key", *Response._fields}
+    if record.keys() != names:
+        check = record.pop(_CHECK)
+        if record.keys() != names or check != _check_of(record):
+            raise ValueError("the line is not as it was written")
+    return record.pop("key"), Response(**record)
+
+
+def _check_of(record: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record).encode("ascii")).hexdigest()[:16]

@@ -27,7 +27,7 @@ from transformers import PreTrainedTokenizerBase
 from gakd.data.ends import end_ids
 from gakd.errors import InputError
 from gakd.models.export import write_folder
-from gakd.samplers.endpoint import judge
+from gakd.samplers.endpoint_answers import judge
 from gakd.samplers.endpoint_config import EndpointConfig
 from gakd.samplers.generation import Sampling, check_prompts
 from gakd.samplers.protocol import Sample
