@@ -119,7 +119,7 @@ class VllmServer:
     def _post(self, client: OpenAI, url: str, body: dict[str, Any], advice: str) -> Any:
         try:
             return client.post(url, body=body, cast_to=object)
-        except (_client_library().APIError, ValueError) as error:
+        except (_client_library().APIError, ValueError, RecursionError) as error:
             problem, _, _ = judge(error, self._config)
         raise InputError(f"{self._config.base_url}, asked for {url}: {self._config.redacted(problem)}; {advice}")
 
