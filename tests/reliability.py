@@ -46,6 +46,8 @@ def _table(kind: str, notes: list[dict[str, Any]]) -> str:
             where = f"{name if ' ' in name else 'every recipe'} | {moment}"
         for place, value in enumerate((one["tried"], one["survived"], one["named"])):
             rows[where][place] += value
+    if kind == "damage":
+        rows = defaultdict(lambda: [0, 0, 0], sorted(rows.items()))
     rows["**together**" + (" | " if kind == "kills" else "")] = [
         sum(row[place] for row in rows.values()) for place in range(3)
     ]

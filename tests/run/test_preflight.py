@@ -27,7 +27,7 @@ from gakd.run import RunConfig
 from gakd.run.bounds import BOUNDS, check_flags
 from gakd.run.preflight import check_devices, check_run, memory_warning, model_warnings, planned, prompt_warning
 from tests import tiny
-from tests.chat_server import ChatServer, serving
+from tests.chat_server import ChatServer, Reply, completion, serving
 from tests.recipe_runs import arguments, make_material, module_of
 from tests.recipe_table import RECIPES
 from tests.recipes.test_tools import imported
@@ -513,11 +513,13 @@ def test_no_file_and_no_line_of_a_run_holds_a_key(material, tmp_path, monkeypatc
         monkeypatch.setenv(name, key)
     shutil.copytree(material / "data", tmp_path / "data")
     written = tmp_path / "data" / "train.jsonl"
-    tool, server = imported("generate_from_endpoint"), ChatServer()
+    told = " ".join((keys["OPENAI_API_KEY"], "is what you sent"))
+    tool, server = imported("generate_from_endpoint"), ChatServer(lambda asked: Reply(completion(told)))
     with serving(server):
         endpoint = tool.EndpointConfig(server.url, "m")
         tool.main(tool.Config(written, endpoint, str(material / "data")))
     assert set(server.keys) == {f"Bearer {keys['OPENAI_API_KEY']}"}
+    assert '"[key] is what you sent"' in written.read_text()
     module, output = module_of("gakd"), tmp_path / "run"
     flags = arguments(material, output, "--dataset", str(tmp_path / "data"), "--steps", "2", "--max-length", "200")
     module.main(parse(module.PAPER, module.DEMO, None, flags))

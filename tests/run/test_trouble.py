@@ -247,7 +247,10 @@ def test_two_processes_listen_on_loopback_alone(material, tmp_path):
         time.sleep(0.01)
     children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False).stdout
     for own in [str(process.pid), *children.split()]:
-        inodes = {os.readlink(link) for link in Path(f"/proc/{own}/fd").iterdir() if link.is_symlink()}
+        inodes: set[str] = set()
+        for link in Path(f"/proc/{own}/fd").iterdir():
+            with contextlib.suppress(OSError):  # closed since it was listed
+                inodes.add(os.readlink(link))
         for table in (tcp, Path("/proc/net/tcp6")):
             rows = [row.split() for row in table.read_text().splitlines()[1:]] if table.exists() else []
             seen |= {row[1].rpartition(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in inodes}

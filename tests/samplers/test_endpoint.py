@@ -337,14 +337,34 @@ def test_a_key_that_no_header_can_hold_is_not_shown(server, tmp_path, monkeypatc
         ({"samples": 0}, "samples"), ({"concurrency": 0}, "concurrency"), ({"timeout": 0.0}, "timeout"),
         ({"patience": -1.0}, "patience"), ({"temperature": -1.0}, "temperature"), ({"top_p": 0.0}, "top_p"),
         ({"extra_body": "[1]"}, "JSON object"), ({"extra_body": "{"}, "JSON object"),
-        ({"extra_body": '{"stream": true}'}, "JSON object"),
+        ({"extra_body": '{"stream": true}'}, "JSON object"), ({"extra_body": '{"a": NaN}'}, "JSON object"),
+        ({"extra_body": '{"a": 1e400}'}, "JSON object"), ({"extra_body": '{"a": -Infinity}'}, "JSON object"),
+        ({"extra_body": "[" * 200_000}, "JSON object"), ({"extra_body": '{"a":' * 200_000}, "JSON object"),
+        ({"extra_body": f'{{"a": "{KEY}"}}'}, "extra_body holds the key"), ({"model": KEY}, "model holds the key"),
+        ({"base_url": f"http://host/{KEY}/v1"}, "base_url holds the key"), ({"base_url": "http://[::1"}, "no address"),
+        ({"base_url": "http://host:99999/v1"}, "no address"), ({"key_variable": "hf_0123456789abcdefghij"}, "small letters"),
+        *(({name: value}, f"^{name} is a number, ") for name in ("temperature", "top_p", "timeout", "patience")
+          for value in (float("nan"), float("inf"), -1.0, True, "1")),
+        *(({name: value}, f"^{name} is a whole number, ") for name in ("samples", "concurrency", "max_new_tokens", "seed")
+          for value in (1.0, float("nan"), float("inf"), True, "1")),
+        *(({name: None}, f"^{name} is") for name in ("samples", "concurrency", "max_new_tokens", "timeout", "patience")),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:60],
 )  # fmt: skip
 def test_bad_settings_are_refused_in_one_line_without_the_key(changes, says):
     with pytest.raises(InputError, match=says) as caught:
         EndpointConfig(**{"base_url": "http://host/v1", "model": "m"} | changes)
     assert KEY not in str(caught.value)
+    assert "hf_0123456789abcdefghij" not in str(caught.value)
+    assert len(str(caught.value)) < 400
+
+
+def test_the_variable_of_the_key_may_have_small_letters_where_it_is_set(server, tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="small letters"):
+        config_of(server, key_variable="my_api_key")
+    monkeypatch.setenv("my_api_key", KEY)
+    EndpointTeacher(config_of(server, key_variable="my_api_key"), tmp_path / "c").responses(ROWS[:1])
+    assert server.keys == [f"Bearer {KEY}"]
 
 
 def test_a_line_that_a_kill_cut_short_is_asked_for_again(server, tmp_path):
