@@ -47,6 +47,12 @@ COUNT, OPTIONAL_COUNT = Bound(at_least=1), Bound(at_least=0)
 NOT_NEGATIVE, POSITIVE = Bound(at_least=0), Bound(above=0)
 RATE = Bound(above=0, at_most=1e6)
 SHARE = Bound(at_least=0, at_most=1)
+# The last word of a variable's name, perhaps with a number behind it; API_KEY may also have whose it is behind it.
+_SECRET_NAME = re.compile(
+    r"(API_?KEYS?|TOKENS?|SECRETS?|PASSWORDS?|PASSWD|PASSPHRASE|(^|_)(KEYS?|PASS|PWD|PAT|CREDENTIALS?|AUTH))(_?\d+)?$"
+    r"|(^|_)API_?KEYS?_",
+    re.IGNORECASE,
+)
 SEED = Bound(at_least=0, at_most=2**32 - 1)  # what every generator that is seeded takes
 
 
@@ -69,14 +75,6 @@ def check(config: Any, bounds: Mapping[str, Bound]) -> None:
             )
 
 
-# Parts of a variable's name, with a number or a word after them: OPENAI_API_KEY_2, API_KEY_OPENAI, hf_token, GITHUB_PAT.
-_SECRET_NAME = re.compile(
-    r"(^|_)(PASS|PASSWD|PWD|PASSPHRASE|PAT|CREDENTIALS?|AUTH|(API)?KEYS?|TOKENS?|SECRETS?|PASSWORDS?)\d*(_|$)"
-    r"|(KEY|TOKEN|SECRET|PASSWORD)$",
-    re.IGNORECASE,
-)
-
-
 def flags_of(config: Any) -> Iterator[tuple[str, Any]]:
     """Names and values of all flags, those of groups included."""
     for field in dataclasses.fields(config):
@@ -91,10 +89,15 @@ def _holds_secret(text: str) -> bool:
     """Whether a text has an address with a password, https://name:password@host, or a key that the environment holds."""
     if re.search(r"[a-z0-9]{2}:/{1,2}[^/\s@]+@", text, re.I):  # a path has lost one of the two strokes
         return True
-    secrets = [value for name, value in os.environ.items() if _SECRET_NAME.search(name) and _may_be_secret(value)]
-    return any(value in text for value in secrets)
+    values = [value.strip() for name, value in os.environ.items() if _SECRET_NAME.search(name)]
+    return any(_may_be_secret(value) and value in text for value in values)
 
 
 def _may_be_secret(value: str) -> bool:
-    """Whether what a variable of such a name holds may be the secret itself: a path only says where it is."""
-    return len(value) >= 8 and not value.startswith(("/", "~/", "./", "../"))
+    """Whether a value is long enough for a secret, and no path: a path says where the secret is."""
+    return len(value) >= 8 and not value.startswith(("~", "./", "../", "file:")) and not _is_there(value)
+
+
+def _is_there(value: str) -> bool:
+    """Whether it is a path with a top folder of this machine: a key may begin with a stroke as well."""
+    return "/" in value and os.path.exists("/".join(value.split("/", 2)[:2]))

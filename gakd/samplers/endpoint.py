@@ -11,6 +11,7 @@ from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from rich.markup import escape
@@ -19,7 +20,7 @@ from gakd.data.rendering import with_json_arguments
 from gakd.data.rows import Message, Row, conversation
 from gakd.errors import InputError
 from gakd.logging.progress import ProgressView
-from gakd.samplers.endpoint_answers import bound_body, client_library, judge, read_answer
+from gakd.samplers.endpoint_answers import ASKED_ENCODING, bound_answer, judge, read
 from gakd.samplers.endpoint_config import EndpointConfig
 from gakd.samplers.response_cache import Response, ResponseCache
 
@@ -60,17 +61,18 @@ class EndpointTeacher:
     """
 
     def __init__(self, config: EndpointConfig, cache: str | Path) -> None:
-        client_library()
+        _client_library()
         self.config, self.usage = config, Usage()
         self._cache = ResponseCache(cache)
-        self._last_notice = -float("inf")
+        self._last_notice, self._has_told = -float("inf"), False
 
     def responses(self, rows: Sequence[Row]) -> list[list[Response]]:
         """`config.samples` responses to each prompt, in the order of the rows; equal prompts share theirs.
 
         What fails for a reason that passes (connection, timeout, 408, 409, 425, 429, 5xx) is tried again, with growing random
-        waits or the server's Retry-After, for `config.patience` seconds. Raises InputError when these are over, and at once
-        for what the server refuses (400, 401, 403, 404, ...), naming the row; what has arrived by then is in the cache.
+        waits or the server's Retry-After, for `config.patience` seconds; an answer that is no chat completion is tried again
+        twice. Raises InputError when these are over, and at once for what the server refuses (400, 401, 403, 404, ...),
+        naming the row; what has arrived by then is in the cache. A text that repeats the key has [key] in its place.
         """
         asked = [[self._request(row, sample) for sample in range(self.config.samples)] for row in rows]
         with self._cache as cache:
@@ -85,7 +87,8 @@ class EndpointTeacher:
                         f"{escape(self.config.model)}: {self.usage}; {len(cache.found):,} responses in {cache.path}"
                     )
                     view.close()
-            return [[cache.found[request.key] for request in requests] for requests in asked]
+            # Also for what an earlier version left in the cache.
+            return [[self._without_key(cache.found[request.key]) for request in requests] for requests in asked]
 
     def _request(self, row: Row, sample: int) -> _Request:
         config, body = self.config, self.config.body()
@@ -94,18 +97,30 @@ class EndpointTeacher:
         own: dict[str, Any] = {"tools": list(row.tools)} if row.tools else {}
         own |= {"chat_template_kwargs": dict(row.template_kwargs)} if row.template_kwargs else {}
         body = own | body
-        drawn = json.dumps({"messages": asked, "sample": sample, **own, **config.drawn()}, sort_keys=True)
+        where = config.without_key(row.where or repr(row.instruction[:40]))
+        try:
+            json.dumps([asked, body], ensure_ascii=False, allow_nan=False).encode()
+            drawn = json.dumps({"messages": asked, "sample": sample, **own, **config.drawn()}, sort_keys=True)
+        except (ValueError, TypeError, RecursionError) as error:
+            raise InputError(f"{where} cannot be sent as JSON ({error}): correct the row, or leave it out") from None
         key = hashlib.sha256(drawn.encode("ascii")).hexdigest()
         if config.seed is not None:  # one seed for all would give all samples of a prompt the same text
             body["seed"] = int(key[:8], 16) >> 1
-        return _Request(key, asked, body, row.where or repr(row.instruction[:40]))
+        return _Request(key, asked, body, where)
 
     async def _ask_all(self, requests: Sequence[_Request], cache: ResponseCache, view: ProgressView) -> None:
+        config = self.config
         waiting, before, started = iter(requests), len(cache.found), time.monotonic()
 
         async def work() -> None:
             for request in waiting:  # all workers take from the same iterator
-                response = await self._ask(client, request, view)
+                written = await self._ask(client, request, view)
+                response = self._without_key(written)
+                if response != written and not self._has_told:
+                    self._has_told = True
+                    view.say(
+                        f"{config.base_url} repeats the key of {config.key_variable} in its text: \\[key] takes its place"
+                    )
                 cache.append(request.key, response)
                 self.usage.prompt_tokens += response.prompt_tokens
                 self.usage.completion_tokens += response.completion_tokens
@@ -113,12 +128,11 @@ class EndpointTeacher:
                 pace = {"responses/s": done / (time.monotonic() - started)}
                 view.update(view.total - len(requests) + done, response.completion_tokens, pace)
 
-        config = self.config
-        openai = client_library()
+        openai = _client_library()
         client = openai.AsyncOpenAI(
             base_url=config.base_url, api_key=config.key() or "none", timeout=config.timeout, max_retries=0,
-            http_client=openai.DefaultAsyncHttpxClient(event_hooks={"response": [bound_body]}),
-            default_headers={"accept-encoding": "identity"},
+            default_headers={"accept-encoding": ASKED_ENCODING},
+            http_client=openai.DefaultAsyncHttpxClient(event_hooks={"response": [bound_answer]}),
         )  # fmt: skip
         async with client:
             workers = [asyncio.ensure_future(work()) for _ in range(config.concurrency)]
@@ -130,19 +144,18 @@ class EndpointTeacher:
                 await asyncio.gather(*workers, return_exceptions=True)
 
     async def _ask(self, client: AsyncOpenAI, request: _Request, view: ProgressView) -> Response:
-        openai, config = client_library(), self.config
+        config = self.config
         first_failure, tries, unreadable = 0.0, 0, 0
         while True:
             self.usage.requests += 1
             try:
-                sent = client.chat.completions.create(
+                sent = client.chat.completions.with_raw_response.create(
                     model=config.model, messages=cast(Any, request.messages), extra_body=request.body
                 )
-                return read_answer(await asyncio.wait_for(sent, config.timeout), config)
-            except Exception as error:  # of what a server may send, a client raises more than its own errors
-                problem, passes, wait = judge(error, config)
-                unreadable += not isinstance(error, (TimeoutError, openai.APIError))
-            problem = config.redacted(problem)
+                return read((await asyncio.wait_for(sent, config.timeout)).content)
+            except Exception as error:  # over an odd answer a client raises more than its own errors
+                problem, passes, wait, is_unreadable = judge(error, config)
+            unreadable += is_unreadable
             now = time.monotonic()
             first_failure, tries = first_failure or now, tries + 1
             left = first_failure + config.patience - now
@@ -159,6 +172,10 @@ class EndpointTeacher:
                 view.say(f"{config.base_url}: {escape(problem)}; it is tried again for up to {config.patience:.0f} s")
             self.usage.tried_again += 1
             await asyncio.sleep(delay)
+
+    def _without_key(self, response: Response) -> Response:
+        text, reason = map(self.config.without_key, (response.text, response.finish_reason))
+        return response._replace(text=text, finish_reason=reason)
 
 
 def response_records(
@@ -179,6 +196,14 @@ def response_records(
         [Generation([], 0 if response.finished else None) for _, response in pairs],
         drop_unfinished,
     )
+
+
+def _client_library() -> ModuleType:
+    try:
+        import openai
+    except ImportError:
+        raise InputError("a teacher behind an API needs the openai client: pip install 'gakd[api]'") from None
+    return openai
 
 
 def _delay(tries: int) -> float:

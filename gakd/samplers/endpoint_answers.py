@@ -3,87 +3,107 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from email.utils import parsedate_to_datetime
-from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
-from gakd.errors import InputError
 from gakd.samplers.endpoint_config import EndpointConfig
 from gakd.samplers.response_cache import Response
 
-# Bytes that are read of an answer, and of a page that says why there is none.
-LONGEST_BODY, LONGEST_PAGE = 64 << 20, 1 << 20
+LONGEST_BODY = 16 << 20  # bytes; a response of 100,000 tokens has less than one of them
 _MOST_TOKENS = 2**53  # JSON's numbers are exact up to here
+# One step of these unpacks a network's block into 64 MiB at most; others, or one inside another, into any size.
+_ENCODINGS = {"", "identity", "gzip", "deflate"}
+ASKED_ENCODING = "gzip, deflate"
+# What the HTTP library raises over an answer, and the client takes for a lost connection. By name, since there are two such
+# libraries, and the client's version chooses.
+_NO_LOST_CONNECTION = {"DecodingError", "InvalidURL", "TooManyRedirects", "UnsupportedProtocol", "UnreadableError"}
 
 
-def client_library() -> ModuleType:
-    try:
-        import openai
-    except ImportError:
-        raise InputError("a teacher behind an API needs the openai client: pip install 'gakd[api]'") from None
-    return openai
+class UnreadableError(ValueError):
+    """An answer that is no chat completion."""
 
 
-async def bound_body(response: Any) -> None:
-    """A hook for the client, so that no body fills the memory: a longer answer is a ValueError, a longer page is cut."""
-    whole, longest = response.aiter_bytes, LONGEST_PAGE if response.is_error else LONGEST_BODY
+class Fault(NamedTuple):
+    """Why a try failed: a short line without the key."""
+
+    problem: str
+    passes: bool  # it may pass by itself
+    wait: float = 0.0  # seconds that the server asks for, 0 where it asks for none
+    unreadable: bool = False  # something came back, and no chat completion
+
+
+async def bound_answer(response: Any) -> None:
+    """A hook of the client: a body without an end, or packed to become one, is an UnreadableError and fills no memory."""
+    encoding = response.headers.get("content-encoding", "").strip().lower()
+    if encoding not in _ENCODINGS:
+        raise UnreadableError(f"it is packed as {encoding!r}, which was not asked for")
+    whole = response.aiter_bytes
 
     async def aiter_bytes(chunk_size: int | None = None) -> AsyncIterator[bytes]:
-        left = longest
+        size = 0
         async with aclosing(whole(chunk_size)) as parts:
             async for part in parts:
-                yield part[:left]
-                left -= len(part)
-                if left < 0 and not response.is_error:
-                    raise ValueError(f"more than {LONGEST_BODY >> 20} MiB")
-                if left < 0:
-                    return
+                size += len(part)
+                if size > LONGEST_BODY:
+                    raise UnreadableError(f"it has more than {LONGEST_BODY >> 20} MiB")
+                yield part
 
     response.aiter_bytes = aiter_bytes
 
 
-def read_answer(answer: Any, config: EndpointConfig) -> Response:
-    """The response in a chat completion, without the key; ValueError for what is none. Counts that make no sense are 0."""
+def read(body: bytes) -> Response:
+    """The response in a chat completion; a count of tokens that makes no sense is 0. UnreadableError for anything else."""
     try:
-        choices, usage = answer.choices, answer.usage
+        # As an int, a count of thousands of digits would be refused, and a good text with it.
+        answer = json.loads(body, parse_int=float)
+        choices = answer["choices"]
         if not isinstance(choices, list):
             raise TypeError
-        text, reason = choices[0].message.content, choices[0].finish_reason
+        text, reason = choices[0]["message"].get("content"), choices[0].get("finish_reason")
         if not (isinstance(text, str | None) and isinstance(reason, str | None)):
             raise TypeError
-    except (AttributeError, LookupError, TypeError):
-        raise ValueError(f"{answer}") from None
-    counts = [_count(getattr(usage, name, 0)) for name in ("prompt_tokens", "completion_tokens")]
-    return Response(config.without_key(text or ""), config.without_key(reason or "unknown"), *counts)
+    except RecursionError:
+        raise UnreadableError("it is nested too deep") from None
+    except (ValueError, LookupError, TypeError, AttributeError):
+        raise UnreadableError(body.decode("utf-8", "replace").strip() or "an empty body") from None
+    usage = answer.get("usage")
+    counts = usage if isinstance(usage, dict) else {}
+    return Response(
+        text or "", reason or "unknown", _count(counts.get("prompt_tokens")), _count(counts.get("completion_tokens"))
+    )
 
 
-def _count(value: Any) -> int:
-    is_count = type(value) in (int, float) and 0 <= value <= _MOST_TOKENS and value == int(value)
-    return int(value) if is_count else 0
+def _count(tokens: Any) -> int:
+    makes_sense = isinstance(tokens, float) and 0 <= tokens <= _MOST_TOKENS and tokens.is_integer()
+    return int(tokens) if makes_sense else 0
 
 
-def judge(error: Exception, config: EndpointConfig) -> tuple[str, bool, float]:
-    """What went wrong, whether it may pass by itself, and the seconds that the server asks to wait, else 0."""
+def judge(error: Exception, config: EndpointConfig) -> Fault:
+    """What went wrong with one try, whatever the client raised."""
     import openai
 
     if isinstance(error, openai.APIStatusError):
         status, said = error.status_code, config.redacted(_said(error))
         used_up = "insufficient_quota" in (error.code, error.type)
         if used_up or not (status in {408, 409, 425, 429} or status >= 500):
-            return f"{status}, {said}; {_advice(status, config)}", False, 0.0
-        return f"{status}, {said}", True, _retry_after(error.response.headers.get("retry-after"))
+            return Fault(f"{status}, {said}; {_advice(status, config)}", passes=False)
+        return Fault(f"{status}, {said}", True, _retry_after(error.response.headers.get("retry-after")))
     if isinstance(error, (openai.APITimeoutError, asyncio.TimeoutError)):
-        return f"no answer within {config.timeout:.0f} s (--timeout)", True, 0.0
-    if isinstance(error, openai.APIConnectionError):
-        cause = error.__cause__ or error
-        return f"no connection ({str(cause) or type(cause).__name__})", True, 0.0
-    reason = f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        return Fault(f"no answer within {config.timeout:.0f} s (--timeout)", passes=True)
+    lost = isinstance(error, openai.APIConnectionError)
+    cause = (error.__cause__ or error) if lost else error
+    reason = config.redacted(str(cause) or type(cause).__name__)
+    if lost and type(cause).__name__ not in _NO_LOST_CONNECTION:
+        return Fault(f"no connection ({reason})", passes=True)
+    if not isinstance(cause, ValueError):  # one that nobody foresaw is told by its name
+        reason = f"{type(cause).__name__}: {reason}"
     advice = f"is {config.base_url} right? It mostly ends in /v1"
-    return f"no chat completion came back ({config.redacted(reason)[:160]}); {advice}", True, 0.0
+    return Fault(f"no chat completion came back ({reason}); {advice}", passes=True, unreadable=True)
 
 
 def _said(error: Any) -> str:
@@ -92,7 +112,7 @@ def _said(error: Any) -> str:
     try:
         return f"{(body.get('message') or body.get('detail') or body) if isinstance(body, dict) else body or error.message}"
     except RecursionError:
-        return "a page that is nested too deep"
+        return "an answer that is nested too deep"
 
 
 def _advice(status: int, config: EndpointConfig) -> str:

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import re
 from dataclasses import dataclass
+from functools import lru_cache
+from html import escape
 from typing import Any, Literal
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 from gakd.errors import InputError
+from gakd.flags import COUNT, NOT_NEGATIVE, POSITIVE, Bound
 
-SHORTEST_KEY = 8
+SHORTEST_KEY = 8  # characters; what is shorter stands for "no key", such as EMPTY, and is a word of any text
+_BOUNDS = {
+    "max_new_tokens": COUNT, "samples": COUNT, "concurrency": COUNT, "timeout": POSITIVE, "patience": NOT_NEGATIVE,
+    "temperature": NOT_NEGATIVE, "top_p": Bound(above=0, at_most=1), "seed": Bound(),
+}  # fmt: skip
+_WHOLE, _OPTIONAL = {"max_new_tokens", "samples", "concurrency", "seed"}, {"temperature", "top_p", "seed"}
+_EXAMPLE = "http://localhost:8000/v1"
 _OWN_FIELDS = {
     "model",
     "messages",
@@ -59,45 +67,43 @@ class EndpointConfig:
 
     def __post_init__(self) -> None:
         # The value may be the key itself: no message repeats it.
-        if not re.fullmatch("[A-Z_][A-Z0-9_]*", self.key_variable):
+        is_name = re.fullmatch("[A-Z_][A-Z0-9_]*", self.key_variable) or self.key_variable in os.environ
+        if not (is_name and re.fullmatch("[A-Za-z_][A-Za-z0-9_]*", self.key_variable)):
             raise InputError(
-                "the key variable is the name of an environment variable, such as OPENAI_API_KEY, got something else: put "
-                "the key into that variable, and its name here"
+                "the key variable is the name of an environment variable, such as OPENAI_API_KEY, or one with small letters "
+                "that is set; got something else: put the key into that variable, and its name here"
             )
         try:
             address = urlsplit(self.base_url)
             _ = address.port
         except ValueError as error:
-            raise InputError(
-                f"got the base URL {self.base_url!r} ({error}), expected one such as http://localhost:8000/v1"
-            ) from error
+            raise InputError(f"the base URL is no address ({error}), expected one such as {_EXAMPLE}") from None
         if address.username or address.password or address.query:
             raise InputError("the base URL holds a name, a password or a query: put the key into the environment")
         if address.scheme not in {"http", "https"} or not address.hostname or self.base_url.endswith("/completions"):
-            raise InputError(f"got the base URL {self.base_url!r}, expected one such as http://localhost:8000/v1")
-        whole = (self.samples, self.concurrency, self.max_new_tokens)
-        at_least_one = all(type(number) is int and number >= 1 for number in whole)
-        if not (at_least_one and 0 < self.timeout < math.inf and 0 <= self.patience < math.inf):
-            raise InputError(
-                f"samples, concurrency and max_new_tokens are whole and at least 1, timeout above 0, patience at least 0, both "
-                f"finite; got {self}"
-            )
-        drawn = (self.temperature or 0, 1 if self.top_p is None else self.top_p)
-        if bool in map(type, drawn) or not (0 <= drawn[0] < math.inf and 0 < drawn[1] <= 1):
-            raise InputError(
-                f"temperature is at least 0 and top_p in (0, 1], got {self.temperature} and {self.top_p}: change them"
-            )
+            raise InputError(f"got the base URL {self.base_url!r}, expected one such as {_EXAMPLE}")
+        for name, bound in _BOUNDS.items():
+            value, kinds = getattr(self, name), (int,) if name in _WHOLE else (int, float)
+            if not (type(value) in kinds and bound.holds(value)) and not (value is None and name in _OPTIONAL):
+                kind = "a whole number" if name in _WHOLE else "a number"
+                raise InputError(f"{name} is {kind}, {bound}, got {_shown(value)}: change it")
         self.body()
+        for name in ("base_url", "model", "extra_body"):  # they stand in messages and in files
+            if self.without_key(getattr(self, name)) != getattr(self, name):
+                raise InputError(f"{name} holds the key of {self.key_variable}: leave it out, the header has it")
 
     def body(self) -> dict[str, Any]:
         """The fields of a request beside the model, the messages and the seed."""
         try:
-            extra = json.loads(self.extra_body, parse_constant=_no_number)
-        except (ValueError, RecursionError):
+            extra = json.loads(self.extra_body)
+            json.dumps(extra, allow_nan=False)
+        except (ValueError, TypeError, RecursionError):
             extra = None
         if not isinstance(extra, dict) or extra.keys() & _OWN_FIELDS:
-            got = self.redacted(repr(self.extra_body))
-            raise InputError(f"the extra body is a JSON object without {', '.join(sorted(_OWN_FIELDS))}, got {got}")
+            raise InputError(
+                f"the extra body is a JSON object of finite numbers without {', '.join(sorted(_OWN_FIELDS))}, got "
+                f"{_shown(self.extra_body)}: change it"
+            )
         own = {"temperature": self.temperature, "top_p": self.top_p, self.limit_field: self.max_new_tokens}
         return {name: value for name, value in own.items() if value is not None} | extra
 
@@ -115,19 +121,32 @@ class EndpointConfig:
         return key
 
     def without_key(self, text: str) -> str:
-        """A text without the key, which some servers repeat, as it is or as an address has it."""
+        """A text with [key] in place of the key, which some servers repeat: as it is, or as addresses, JSON or HTML have it."""
         key = self.key()
-        if len(key) < SHORTEST_KEY:  # a word that stands for "no key", such as EMPTY
-            return text
-        for form in dict.fromkeys((key, quote(key, safe=""), json.dumps(key)[1:-1])):
-            text = text.replace(form, "[key]")
-        return text
+        return _forms(key).sub("[key]", text) if len(key) >= SHORTEST_KEY else text
 
     def redacted(self, text: str) -> str:
-        """One short line without the key."""
+        """One short line without the key, that any screen shows."""
         line = " ".join(self.without_key(text).split())
-        return line if len(line) <= 300 else f"{line[:297]}..."
+        line = line if len(line) <= 300 else f"{line[:297]}..."
+        return "".join(character if character.isprintable() else "\ufffd" for character in line)
 
 
-def _no_number(constant: str) -> None:
-    raise ValueError(f"{constant} is no number of JSON")
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
+@lru_cache(1)
+def _forms(key: str) -> re.Pattern[str]:
+    return re.compile("".join(map(_forms_of, key)))
+
+
+def _forms_of(character: str) -> str:
+    """A pattern of the ways to write a character of a key; escaping may have happened more than once."""
+    code = ord(character)
+    forms = [
+        rf"\\{{0,4}}{re.escape(character)}", rf"\\{{1,4}}u(?i:{code:04x})", f"%(?:25){{0,3}}(?i:{code:02x})",
+        f"&(?:amp;)?#0{{0,4}}(?:{code}|[xX]0{{0,4}}(?i:{code:x}));", re.escape(escape(character)),
+    ]  # fmt: skip
+    return f"(?:{'|'.join(dict.fromkeys(forms))})"

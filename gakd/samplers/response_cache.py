@@ -32,7 +32,7 @@ class Response(NamedTuple):
 
 
 class ResponseCache:
-    """Responses by key in the file `path`, each with a checksum; enter it to read what is new there and to append.
+    """Responses by key in the file `path`, a checksum with each; enter it to read what is new there and to append.
 
     One process at a time may be inside. A last line that a kill cut short is dropped. Raises InputError if another
     process is inside, for a file that something else wrote, which stays untouched, and for one that is damaged.
@@ -72,7 +72,7 @@ class ResponseCache:
         """On disk once this returns."""
         # ASCII alone: a text may hold halves of surrogate pairs, or line breaks that JSON does not escape.
         record = {"key": key, **response._asdict()}
-        line = json.dumps(record | {_CHECK: _check_of(record)}).encode("ascii") + b"\n"
+        line = json.dumps({**record, _CHECK: _check_of(record)}).encode("ascii") + b"\n"
         self._file.write(line)
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -86,16 +86,16 @@ class ResponseCache:
         with self.path.open("rb") as file:
             file.seek(self._bytes)
             whole, line_break, rest = file.read().rpartition(b"\n")
-        for line in (whole + line_break).splitlines(keepends=True):
+        for line in whole.split(b"\n") if line_break else ():
             try:
-                key, response = _response_of(line)
-                self.found.setdefault(key, response)
-            except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+                key, response = _response_in(line)
+            except (ValueError, TypeError, RecursionError):
                 raise InputError(
                     f"{self.path}:{self._lines + 1} is no response of this cache, so something else wrote the file or it "
                     f"is damaged: give another path, or delete the line"
                 ) from None
-            self._bytes, self._lines = self._bytes + len(line), self._lines + 1
+            self.found.setdefault(key, response)
+            self._bytes, self._lines = self._bytes + len(line) + 1, self._lines + 1
         if not rest:
             return
         # A kill leaves the beginning of a line, a power cut perhaps zeros; anything else is somebody's text.
@@ -104,16 +104,21 @@ class ResponseCache:
         os.truncate(self.path, self._bytes)
 
 
-def _response_of(line: bytes) -> tuple[str, Response]:
-    """What a line holds; ValueError where it is not as it was written. Lines from before there were checksums have none."""
+def _response_in(line: bytes) -> tuple[str, Response]:
+    """A line's key and response; ValueError or TypeError where it is not as it was written."""
     record = json.loads(line)
+    if not isinstance(record, dict):
+        raise TypeError
     names = {"key", *Response._fields}
-    if record.keys() != names:
-        check = record.pop(_CHECK)
+    if record.keys() != names:  # a line of those names alone is from before there were checksums
+        check = record.pop(_CHECK, None)
         if record.keys() != names or check != _check_of(record):
-            raise ValueError("the line is not as it was written")
-    return record.pop("key"), Response(**record)
+            raise ValueError
+    key, response = record.pop("key"), Response(**record)
+    if [type(value) for value in (key, *response)] != [str, str, str, int, int]:
+        raise TypeError
+    return key, response
 
 
 def _check_of(record: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(record).encode("ascii")).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode("ascii")).hexdigest()[:16]

@@ -119,9 +119,9 @@ class VllmServer:
     def _post(self, client: OpenAI, url: str, body: dict[str, Any], advice: str) -> Any:
         try:
             return client.post(url, body=body, cast_to=object)
-        except (_client_library().APIError, ValueError, RecursionError) as error:
-            problem, _, _ = judge(error, self._config)
-        raise InputError(f"{self._config.base_url}, asked for {url}: {self._config.redacted(problem)}; {advice}")
+        except Exception as error:  # over an odd answer a client raises more than its own errors
+            problem = judge(error, self._config).problem
+        raise InputError(f"{self._config.base_url}, asked for {url}: {problem}; {advice}")
 
 
 class VllmSampler:

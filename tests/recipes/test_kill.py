@@ -78,7 +78,9 @@ def test_a_run_that_was_killed_has_the_bits_of_one_that_was_not(server, material
     draw = random.Random(name)
     resumed = arguments(material, broken, *flags, "--resume", recipe=case.recipe)
     deaths = killed(server, case.recipe, resumed, broken, case.moments, pace, draw, case.processes)
-    assert deaths.count(TOO_LATE) <= max(1, len(case.moments) // 4), deaths  # on a busy machine one may come after the end
+    assert deaths.count(TOO_LATE) <= max(1, len(case.moments) // 4), (
+        deaths
+    )  # on a busy machine one may come after the end
     assert finish(start(server, case.recipe, resumed, case.processes)) == [0] * case.processes
     assert_identical(broken, straight)
     left = [*broken.glob("checkpoints/*.tmp"), *broken.glob("checkpoints/*.old"), *broken.glob(".student-*")]
