@@ -66,6 +66,14 @@ def write_folder(
     return folder
 
 
+def clear_killed(folder: Path) -> None:
+    """Remove what an export that was killed has left beside its folder; an old folder that it had put aside comes back."""
+    for left in folder.parent.glob(f".{folder.name}-????????*"):
+        if left.suffix == ".old" and not folder.exists():  # between its two renames
+            left.rename(folder)
+        shutil.rmtree(left, ignore_errors=True)
+
+
 def save_model(model: Any, folder: Path, ends: int | list[int] | None, padding: int | None) -> None:
     """`save_pretrained`, which refuses generation settings that transformers has no use for: those are written as they came.
 
@@ -137,10 +145,7 @@ def _told(folder: Path, kept: bool) -> Iterator[None]:
 def _replacing(folder: Path) -> Iterator[Path]:
     """A scratch folder that takes the place of `folder` when the block ends without an error."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    for left in folder.parent.glob(f".{folder.name}-????????*"):  # by a process that was killed
-        if left.suffix == ".old" and not folder.exists():  # between its two renames
-            left.rename(folder)
-        shutil.rmtree(left, ignore_errors=True)
+    clear_killed(folder)
     scratch = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
     try:
         yield scratch

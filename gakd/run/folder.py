@@ -16,6 +16,7 @@ from gakd.data.dates import fixed_date
 from gakd.data.load import DataConfig
 from gakd.errors import InputError
 from gakd.files import hold, read_json, write_json
+from gakd.models.export import clear_killed
 from gakd.models.loading import ModelConfig
 from gakd.run.config import RunConfig, learning_rate_at, total_steps
 from gakd.teachers.cache import MANIFEST
@@ -122,6 +123,7 @@ def _take(folder: Path, wanted: dict[str, Any], resume: bool) -> TextIOWrapper:
                 )
             if begun:
                 _refuse_other(path, wanted)
+                clear_killed(folder / "student")
             if not begun or not path.exists():
                 write_json(path, wanted, indent=2)
         except (OSError, ValueError) as error:

@@ -150,6 +150,21 @@ def test_one_letter_of_a_mark_is_damage_and_not_another_model(material, tmp_path
         run_here("gakd", *given, "--resume")
 
 
+def test_what_a_killed_export_left_is_removed_at_the_next_start(material, tmp_path):
+    given = arguments(material, tmp_path / "run", "--steps", "2", "--evaluate-every", "0")
+    run_here("gakd", *given)
+    left = tmp_path / "run" / ".student-abcdefgh"
+    shutil.copytree(tmp_path / "run" / "student", left)
+    with pytest.raises(InputError, match="other settings"):
+        run_here("gakd", *given, "--resume", "--learning-rate", "1")
+    assert left.exists()  # a run that is refused touches nothing
+    rows = tmp_path / "run" / "data.json"
+    rows.write_text("{")  # it ends before it trains
+    with pytest.raises(InputError, match=r"data.json is damaged"):
+        run_here("gakd", *given, "--resume")
+    assert not left.exists()
+
+
 # ---- length ----
 
 CONSTANT = ("--min-learning-rate", "3e-3", "--evaluate-every", "2")
