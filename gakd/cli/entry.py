@@ -43,7 +43,7 @@ def run(main: Callable[[Config], None], config: Config) -> None:
 
         if torch.distributed.is_available() and _of_another_process(error):
             _end(
-                f"another process of this run has ended, or gave no sign for 30 minutes ({_line(error)[:200]}): the last "
+                f"another process of this run has ended, or gave no sign for too long ({_line(error)[:200]}): the last "
                 f"checkpoint is whole; run again with --resume",
                 1,
             )
@@ -55,9 +55,9 @@ def run(main: Callable[[Config], None], config: Config) -> None:
             f"`gakd plan` what fits",
             1,
         )
+    except BrokenPipeError:
+        _end_unread()
     except OSError as error:
-        if isinstance(error, BrokenPipeError):
-            _end_unread()
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         _end(f"{error}: make room, then run again; a training run with --resume", 1)

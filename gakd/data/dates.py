@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from datetime import date as Date
 from pathlib import Path
+from typing import Any
 
 from gakd.errors import InputError
+from gakd.files import read_json
 
 
 def fixed_date(given: str | None, *kept: tuple[Path, tuple[str, ...]]) -> str:
@@ -24,11 +25,10 @@ def fixed_date(given: str | None, *kept: tuple[Path, tuple[str, ...]]) -> str:
 
 
 def _kept_in(path: Path, keys: tuple[str, ...]) -> str | None:
+    value: Any = read_json(path)
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
         for key in keys:
             value = value[key]
         return Date.fromisoformat(value).isoformat()
-    # What is wrong with such a file is said where it is read.
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):  # what is wrong with such a file is said where it is read
         return None

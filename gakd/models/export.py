@@ -11,15 +11,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from safetensors import SafetensorError
 from torch import distributed, nn
 from torch.distributed.tensor import DTensor
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from gakd.errors import RunError
 from gakd.files import follow_umask
+from gakd.models.disk import room_for
 from gakd.models.errors import ModelError
 from gakd.models.read_back import prove_folder, text_logits
+
+_AGAIN = "make room there, or make it writable, then run again; a training run with --resume"
 
 
 def write_folder(
@@ -52,7 +53,8 @@ def write_folder(
     if hasattr(model, "merge_and_unload"):
         merged = copy.deepcopy(model).merge_and_unload()  # type: ignore[operator]
     every: Any = list(ends) or [tokenizer.eos_token_id]
-    with _told(folder, folder.exists()), _replacing(folder) as scratch:
+    before = "what was there before is intact. " if folder.exists() else ""
+    with room_for(folder, f"{before}{_AGAIN}"), _replacing(folder) as scratch:
         _save(merged, scratch, every if len(every) > 1 else every[0], cast(Any, tokenizer.pad_token_id))
         tokenizer.save_pretrained(scratch)
         if expected_NV is not None:
@@ -79,7 +81,7 @@ def save_model(model: Any, folder: Path, ends: int | list[int] | None, padding: 
 
     RunError where the disk is full or cannot be written.
     """
-    with _told(folder, False):
+    with room_for(folder, _AGAIN):
         _save(model, folder, ends, padding)
 
 
@@ -122,23 +124,6 @@ def _gathered(model: nn.Module) -> nn.Module | None:
     copied.tie_weights()
     copied.generation_config = base.generation_config
     return copied.eval()
-
-
-@contextmanager
-def _told(folder: Path, kept: bool) -> Iterator[None]:
-    """What the operating system says to a write, in one line; safetensors and tokenizers have it in errors of their own."""
-    try:
-        yield
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        by_system = isinstance(error, OSError) and error.errno is not None
-        if not (by_system or isinstance(error, SafetensorError) or "(os error " in reason):
-            raise
-        before = "; what was there before is intact" if kept else ""
-        raise RunError(
-            f"cannot write {folder}: {reason}{before}. Make room there, or make it writable, then run again; a training run "
-            f"with --resume"
-        ) from error
 
 
 @contextmanager

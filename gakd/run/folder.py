@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import warnings
+from collections.abc import Callable
 from contextlib import ExitStack
 from io import TextIOWrapper
 from pathlib import Path
@@ -22,6 +23,7 @@ from gakd.run.config import RunConfig, learning_rate_at, total_steps
 from gakd.teachers.cache import MANIFEST
 
 Group = TypeVar("Group")
+Result = TypeVar("Result")
 
 # What may differ between a run and its resumption: no bit of the training depends on it. How many steps there are is
 # compared where the data are known (`lengthen`).
@@ -39,16 +41,21 @@ def claim(fabric: Fabric, folder: Path, recipe_config: Any, resume: bool) -> Tex
     settings, naming those that differ, where another process is at work in it, and where nothing can be written.
     """
     wanted = resolved(recipe_config)
-    lock, error = None, None
+    return on_main(fabric, lambda: _take(folder, wanted, resume))
+
+
+def on_main(fabric: Fabric, do: Callable[[], Result]) -> Result | None:
+    """What rank 0 makes of something, None on the others; its InputError is raised on every rank."""
+    result, error = None, None
     if fabric.is_global_zero:
         try:
-            lock = _take(folder, wanted, resume)
+            result = do()
         except InputError as refusal:
             error = str(refusal)
     error = fabric.broadcast(error)
     if error:
         raise InputError(error)
-    return lock
+    return result
 
 
 def fix_date(fabric: Fabric, folder: Path, recipe_config: Any, resume: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,6 +14,7 @@ from gakd.distiller import Distiller
 from gakd.errors import InputError
 from gakd.files import read_sealed, write_json, write_sealed
 from gakd.models.fingerprints import untrained_mark
+from gakd.run.folder import on_main
 
 DATA, MODELS = "data.json", "models.json"
 
@@ -47,12 +48,12 @@ def check_data(fabric: Fabric, folder: Path, data: Data) -> None:
         if _compare(folder, DATA, "data", data.marks):
             write_json(folder / "data_summary.json", data.counts, indent=2)
 
-    _on_main(fabric, check)
+    on_main(fabric, check)
 
 
 def check_models(fabric: Fabric, folder: Path, marks: Mapping[str, str]) -> None:
     """The same of the teacher, and of what training leaves as it is in each module."""
-    _on_main(fabric, lambda: _compare(folder, MODELS, "models", marks))
+    on_main(fabric, lambda: _compare(folder, MODELS, "models", marks))
 
 
 def _compare(folder: Path, name: str, what: str, marks: Mapping[str, str]) -> bool:
@@ -86,16 +87,3 @@ def _named(name: str, before: str | None, now: str) -> str:
     """What has changed; of hashes nobody learns anything."""
     told = _NAMES.get(name, f"what the {name} has beside trained weights")
     return f"{told}{f' (was {before}, is {now})' if name in ('date', 'lengths') else ''}"
-
-
-def _on_main(fabric: Fabric, check: Callable[[], object]) -> None:
-    """Check on rank 0; its InputError is raised on every rank."""
-    error = None
-    if fabric.is_global_zero:
-        try:
-            check()
-        except InputError as refusal:
-            error = str(refusal)
-    error = fabric.broadcast(error)
-    if error:
-        raise InputError(error)

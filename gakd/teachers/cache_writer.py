@@ -5,21 +5,20 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from gakd.data import Example
-from gakd.errors import RunError
 from gakd.files import file_digest, follow_umask, hold, sync, write_sealed
+from gakd.models.disk import room_for
 from gakd.teachers.cache import FORMAT, HEAD, MANIFEST, CacheError, read_manifest, size_damage
 from gakd.types import Head
 
+_AGAIN = "the files before it are whole: make room, then run the same command again"
 # Names: what they stood for is compared by hash, so a moved teacher or data file goes on.
 _FREE_TO_CHANGE = {"teacher", "dataset", "valid_dataset", "test_dataset"}
 
@@ -97,7 +96,7 @@ class CacheWriter:
         self._save()
 
     def _save(self) -> None:
-        with _room_for(self.folder / MANIFEST):
+        with room_for(self.folder / MANIFEST, _AGAIN):
             write_sealed(self.folder / MANIFEST, self.manifest)
 
     def _refuse_other(self, wanted: dict[str, Any]) -> None:
@@ -148,26 +147,13 @@ def sharded(batches: Sequence[list[Example]], rows: int) -> Iterator[list[list[E
 def _replace(path: Path, save: Callable[[Path], Any]) -> str:
     """Whole or not at all, whenever the process or the machine stops; returns the hash."""
     scratch = path.with_name(f".{path.name}.tmp")
-    with _room_for(path):
+    with room_for(path, _AGAIN):
         save(scratch)
         sync(scratch)
         digest = file_digest(scratch)
         os.replace(scratch, path)
         sync(path.parent)
     return digest
-
-
-@contextmanager
-def _room_for(path: Path) -> Iterator[None]:
-    """RunError where a file cannot be written: a full disk, as Python and safetensors put it."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        path.with_name(f".{path.name}.tmp").unlink(missing_ok=True)
-        raise RunError(
-            f"cannot write {path}: {' '.join(str(error).split())}; the files before it are whole. Make room, then run the same "
-            f"command again"
-        ) from error
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

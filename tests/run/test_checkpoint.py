@@ -16,6 +16,7 @@ from torch import nn
 from gakd.errors import InputError, RunError
 from gakd.files import read_sealed, write_sealed
 from gakd.run import checkpoint
+from tests.flips import turned
 
 
 @pytest.fixture
@@ -137,11 +138,8 @@ def looked_at(folder):
 def test_any_bit_of_a_manifest_that_is_another_means_the_one_before(fabric, tmp_path):
     saved(fabric, tmp_path, [1, 2], scores=[1.5, 2.5])
     path = tmp_path / "step-2" / "manifest.json"
-    whole, draw = path.read_bytes(), random.Random(0)
-    passed_over = 0
-    for _ in range(400):
-        changed = bytearray(whole)
-        changed[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
+    whole, passed_over = path.read_bytes(), 0
+    for changed in turned(whole, 400):
         path.write_bytes(changed)
         found, said = looked_at(tmp_path)
         if found == tmp_path / "step-2":  # of white space

@@ -117,6 +117,7 @@ def test_first_weights_that_are_trained_over_may_be_gone(material, tmp_path):
     run_here("gakd", *given)
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-4")
     altered(own / "student")
+    assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"step-2"}
     run_here("gakd", *given, "--resume")
     assert_identical(tmp_path / "run", tmp_path / "straight")
 

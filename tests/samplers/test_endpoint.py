@@ -24,23 +24,13 @@ from gakd.errors import InputError
 from gakd.samplers import EndpointConfig, EndpointTeacher, endpoint, response_records
 from gakd.samplers.response_cache import Response, ResponseCache
 from tests import tiny
-from tests.chat_server import ChatServer, Reply, completion, echo, prompt_of, serving
+from tests.chat_server import ChatServer, Reply, completion, echo, prompt_of
 
 ROWS = [Row(f"Say {number}.", where=f"rows.jsonl:{number}") for number in range(6)]
 KEY = "sk-0123456789-secret"
 
 
-@pytest.fixture(autouse=True)
-def environment(monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setattr(endpoint, "FIRST_DELAY", 0.01)
-
-
-@pytest.fixture
-def server():
-    with serving(ChatServer()) as server:
-        yield server
+pytestmark = pytest.mark.usefixtures("environment")
 
 
 def config_of(server: ChatServer, **changes) -> EndpointConfig:

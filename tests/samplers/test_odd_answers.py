@@ -15,7 +15,7 @@ from gakd.errors import InputError
 from gakd.samplers import EndpointConfig, EndpointTeacher, endpoint, endpoint_answers, response_records
 from gakd.samplers.response_cache import Response, ResponseCache
 from gakd.samplers.vllm import VllmServer
-from tests.chat_server import ChatServer, Reply, completion, echo, prompt_of, serving
+from tests.chat_server import ChatServer, Reply, completion, echo, prompt_of
 
 # With characters that addresses, JSON and HTML write in another way.
 KEY = 'sk-0123/45+6789"&-secret'
@@ -24,17 +24,7 @@ DEEP = 200_000
 HTML = (("content-type", "text/html"),)
 
 
-@pytest.fixture(autouse=True)
-def environment(monkeypatch):
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    monkeypatch.setattr(endpoint, "FIRST_DELAY", 0.01)
-
-
-@pytest.fixture
-def server():
-    with serving(ChatServer()) as server:
-        yield server
+pytestmark = pytest.mark.usefixtures("environment")
 
 
 def config_of(server: ChatServer, **changes) -> EndpointConfig:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
 
 import pytest
 
 from gakd.errors import InputError
 from gakd.samplers.response_cache import Response, ResponseCache
+from tests.flips import turned
 
 TEXTS = ["", "Because.", "a\u2028b\x85c\nd", "\ud83d", "é\0", '"}\n{"key": "', "7 and 7.0", "x" * 200]
 RESPONSES = {f"{index:064x}": Response(text, "stop", index, 10 * index) for index, text in enumerate(TEXTS)}
@@ -55,13 +55,8 @@ def outcome(path: Path, content: bytes) -> str:
 
 
 def test_random_bits_that_flip_are_noticed_or_harmless(tmp_path):
-    content, draw = write(tmp_path / "c"), random.Random(0)
-    outcomes = []
-    for _ in range(1000):
-        place, bit = draw.randrange(len(content)), draw.randrange(8)
-        flipped = bytearray(content)
-        flipped[place] ^= 1 << bit
-        outcomes.append(outcome(tmp_path / "c", bytes(flipped)))
+    content = write(tmp_path / "c")
+    outcomes = [outcome(tmp_path / "c", flipped) for flipped in turned(content, 1000)]
     assert outcomes.count("named") >= 990
     assert outcomes.count("dropped") <= 8
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import resource
 import shutil
 import subprocess
@@ -31,6 +30,7 @@ from gakd.teachers import (
 from gakd.teachers.cache import HEAD, MANIFEST
 from gakd.types import Head
 from tests import tiny
+from tests.flips import turned
 from tests.recipes.test_tools import imported
 
 CPU = torch.device("cpu")
@@ -197,11 +197,8 @@ def read_whole(folder: Path, data: Data) -> list[torch.Tensor]:
 def test_any_bit_that_is_another_is_noticed(copy, data, victim, flips):
     """Where it is not, what is read is what was written: white space of the manifest."""
     expected = read_whole(copy, data)
-    path, draw = copy / "cache" / victim, random.Random(victim)
-    whole, named = path.read_bytes(), list[str]()
-    for _ in range(flips):
-        changed = bytearray(whole)
-        changed[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
+    path, named = copy / "cache" / victim, list[str]()
+    for changed in turned(path.read_bytes(), flips, victim):
         path.write_bytes(changed)
         try:
             found = read_whole(copy, data)
@@ -262,7 +259,7 @@ def test_where_there_is_no_room_the_files_before_stay_and_the_same_command_goes_
 
     monkeypatch.setattr(tool, "fill", without_room)
     with pytest.raises(
-        RunError, match=r"^cannot write .*full/.*; the files before it are whole. Make room, then run the same"
+        RunError, match=r"^cannot write .*full/.*; the files before it are whole: make room, then run the same"
     ):
         tool.main(config)
     monkeypatch.undo()
