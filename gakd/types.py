@@ -1,4 +1,4 @@
-"""What flows through one step: batches, rows of hidden states, heads. Imports torch only.
+"""What flows through one step: batches, rows of hidden states, heads. Imports torch and `products` only.
 
 Shape legend, used as suffixes of tensor names everywhere:
 
@@ -12,6 +12,9 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import linear
+
+from gakd.products import projected
 
 IGNORE_INDEX = -100
 
@@ -139,19 +142,24 @@ class Head(NamedTuple):
     def shape(self) -> LogitShape:
         return LogitShape(self.scale, self.softcap)
 
-    def product(self, hidden_NH: Tensor, vocab_size: int | None = None, out: Tensor | None = None) -> Tensor:
-        """`hidden @ weight.T + bias` in the head's dtype; `vocab_size` cuts the padded end of a wider head off."""
-        hidden_NH, weight_VH, bias_V = hidden_NH.to(self.weight.dtype), self.weight, self.bias
-        if vocab_size is not None and vocab_size < self.vocab_size:
-            # Only where something is cut: the backward of a slice holds a second gradient of the whole.
-            weight_VH, bias_V = weight_VH[:vocab_size], None if bias_V is None else bias_V[:vocab_size]
-        if bias_V is None:
-            return torch.mm(hidden_NH, weight_VH.T, out=out)
-        return torch.addmm(bias_V, hidden_NH, weight_VH.T, out=out)
+    def cut(self, vocab_size: int) -> Head:
+        """Without the padded end of a wider head; itself where there is none, as the backward of a slice holds a second
+        gradient of the whole."""
+        if vocab_size >= self.vocab_size:
+            return self
+        return self._replace(
+            weight=self.weight[:vocab_size], bias=None if self.bias is None else self.bias[:vocab_size]
+        )
+
+    def product(self, hidden_NH: Tensor) -> Tensor:
+        """`hidden @ weight.T + bias` in the head's dtype, as its own model forms it."""
+        return linear(hidden_NH.to(self.weight.dtype), self.weight, self.bias)
 
     def logits(self, hidden_NH: Tensor, vocab_size: int | None = None) -> Tensor:
-        """Logits `[N, vocab_size]` in fp32 (fp64 from an fp64 head)."""
-        return self.shape.logits(self.product(hidden_NH, vocab_size))
+        """Logits `[N, vocab_size]` in fp32 (fp64 from an fp64 head), of operands in the head's dtype."""
+        head = self if vocab_size is None else self.cut(vocab_size)
+        product_NV = projected(hidden_NH, head.weight)
+        return self.shape.logits(product_NV if head.bias is None else product_NV + head.bias)
 
 
 class TokenChunk:

@@ -77,7 +77,7 @@ class TransformerDiscriminator(nn.Module):
         self.score = nn.Linear(width, 1)
 
     def forward(self, readout_BTR: Tensor, mask_BT: Tensor) -> Tensor:
-        hidden_BTW = self.embed(readout_BTR) + sinusoids(readout_BTR.shape[1], self.width).to(readout_BTR)
+        hidden_BTW = self.embed(readout_BTR) + sinusoids(readout_BTR.shape[1], self.width, readout_BTR)
         for block in self.blocks:
             hidden_BTW = block(hidden_BTW, mask_BT)
         return self.score(masked_mean(self.norm(hidden_BTW), mask_BT)).squeeze(-1)
@@ -107,7 +107,9 @@ class _Block(nn.Module):
         return self.out(rearrange(scores_BhTT.softmax(-1) @ value, "b h t d -> b t (h d)"))
 
 
-def sinusoids(length: int, width: int) -> Tensor:
-    """Fixed positions `[length, width]` (Vaswani et al., arXiv 1706.03762, section 3.5)."""
-    angles = torch.arange(length).unsqueeze(1) * torch.exp(torch.arange(0, width, 2) * (-math.log(10_000.0) / width))
-    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+def sinusoids(length: int, width: int, like: Tensor) -> Tensor:
+    """Fixed positions `[length, width]` (Vaswani et al., arXiv 1706.03762, section 3.5), formed where they are used."""
+    device = like.device  # a table of the CPU's would be waited for, in every forward
+    rates = torch.exp(torch.arange(0, width, 2, device=device) * (-math.log(10_000.0) / width))
+    angles = torch.arange(length, device=device).unsqueeze(1) * rates
+    return torch.cat([angles.sin(), angles.cos()], dim=-1).to(like.dtype)

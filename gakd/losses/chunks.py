@@ -9,20 +9,27 @@ import torch
 from torch import Tensor
 
 from gakd.losses.kernel import block_rows
+from gakd.products import project, result_dtype
 from gakd.types import Head, LogitShape, TeacherOutput
 
-# Matrix products lose efficiency below 128 rows; above, time is flat and only memory grows, until a GPU wants more work.
-MIN_CHUNK_ROWS = 128
-HEAD_SLICE = 2048  # tokens of the vocabulary, see `_product_into`
+# Matrix products lose efficiency below 128 rows; above, time is flat and only memory grows. On a GPU each chunk also reads
+# the head thrice and the sum of its gradient once and back: rows are what pays for that.
+MIN_CHUNK_ROWS = {"cpu": 128, "cuda": 1024}
 CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 128 * 2**20}
 
 
-def default_chunk_rows(vocab_size: int, device: torch.device) -> int:
-    """The smallest power of two of at least 128 rows whose fp32 logits fill 16 MiB on a CPU, 128 MiB on a GPU."""
-    rows = MIN_CHUNK_ROWS
+def default_chunk_rows(total: int, vocab_size: int, device: torch.device) -> int:
+    """Rows of a chunk where nobody says: on a CPU a power of two of at least 128, whose fp32 logits fill 16 MiB.
+
+    On a GPU of at least 1,024, whose logits fill 128 MiB; or so near that all chunks are alike, so that the few rows that
+    are left over do not make one of their own.
+    """
+    rows = MIN_CHUNK_ROWS.get(device.type, MIN_CHUNK_ROWS["cuda"])
     while rows * vocab_size * 4 < CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"]):
         rows *= 2
-    return rows
+    if device.type == "cpu":
+        return rows
+    return -(-total // max(round(total / rows), 1))
 
 
 class Chunk(NamedTuple):
@@ -58,11 +65,11 @@ def chunks(
     """
     total = len(hidden_NH)
     taught = 0 if teacher is None else len(teacher.hidden_NH)
-    buffer_NV = head.weight.new_empty(min(chunk_rows, total), vocab_size)
+    buffer_NV = _buffer(head, min(chunk_rows, total), vocab_size)
     teacher_buffer_NU = None
     if teacher is not None:
         teacher_size = teacher_vocab_size(teacher, vocab_size if compared is None else compared)
-        teacher_buffer_NU = teacher.head.weight.new_empty(min(chunk_rows, taught), teacher_size)
+        teacher_buffer_NU = _buffer(teacher.head, min(chunk_rows, taught), teacher_size)
     shapes = head.shape, head.shape if teacher is None else teacher.head.shape
     for start in [*range(0, taught, chunk_rows), *range(taught, total, chunk_rows)]:
         rows = slice(start, min(start + chunk_rows, taught if start < taught else total))
@@ -78,19 +85,12 @@ def teacher_vocab_size(teacher: TeacherOutput, vocab_size: int) -> int:
     return vocab_size if teacher.shared_vocabulary else teacher.head.vocab_size
 
 
-def _product_into(product_NV: Tensor, hidden_NH: Tensor, head: Head) -> Tensor:
-    """The head's product for a chunk, written into its buffer.
+def _buffer(head: Head, rows: int, vocab_size: int) -> Tensor:
+    return head.weight.new_empty(rows, vocab_size, dtype=result_dtype(head.weight.dtype))
 
-    On a CPU a slice of the head at a time and the other way round, `W h^T`, turned while it is in cache: with as few rows
-    as a chunk has, threaded libraries are a third faster that way.
-    """
+
+def _product_into(product_NV: Tensor, hidden_NH: Tensor, head: Head) -> Tensor:
+    """The head's product for a chunk, in fp32, written into its buffer."""
     vocab_size = product_NV.shape[1]
-    if product_NV.device.type != "cpu" or head.weight.dtype != torch.float32 or vocab_size < 2 * HEAD_SLICE:
-        return head.product(hidden_NH, vocab_size, out=product_NV)
-    hidden_HN = hidden_NH.to(head.weight.dtype).T.contiguous()
-    slice_VN = product_NV.new_empty(HEAD_SLICE, len(hidden_NH))
-    for start in range(0, vocab_size, HEAD_SLICE):
-        part = slice(start, min(start + HEAD_SLICE, vocab_size))
-        product_VN = torch.mm(head.weight[part], hidden_HN, out=slice_VN[: part.stop - start])
-        product_NV[:, part] = product_VN.T
+    project(hidden_NH, head.weight[:vocab_size], out=product_NV)
     return product_NV if head.bias is None else product_NV.add_(head.bias[:vocab_size])

@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from gakd.losses.checks import check_pass, refuse_labels
 from gakd.losses.chunks import Chunk, chunks, default_chunk_rows, teacher_vocab_size
 from gakd.losses.kernel import Kernel, row_losses, row_pass
+from gakd.products import add_outer_, gradient_dtype, in_step_precision, project_back, result_dtype
 from gakd.types import Head, RowValues, TeacherOutput, TokenTerm
 
 
@@ -84,18 +85,19 @@ def token_pass(
         labels_N,
         active,
         [coefficients[term.name] for term in active],
-        teacher,
+        _in_step_precision(teacher),
         head.scale,
         head.softcap,
         vocab_size,
         compared,
-        chunk_rows or _default_chunk_rows(vocab_size, teacher, hidden_NH.device),
+        chunk_rows or _default_chunk_rows(len(hidden_NH), vocab_size, teacher, hidden_NH.device),
         kernel,
         normalizers,
         values,
     )
     try:
-        loss, student_N, teacher_N, *losses = _FusedTokenLosses.apply(hidden_NH, head.weight, head.bias, spec)
+        used_VH = in_step_precision(head.weight.detach())
+        loss, student_N, teacher_N, *losses = _FusedTokenLosses.apply(hidden_NH, head.weight, head.bias, used_VH, spec)
     except (IndexError, RuntimeError) as error:  # asked about afterwards: asking first would wait for the device
         refuse_labels(labels_N, head, error)
         raise
@@ -120,22 +122,24 @@ def token_values(
     if order_N is not None:
         hidden_NH, labels_N = hidden_NH.index_select(0, order_N), labels_N[order_N]
     values = _ordered(row_values, order_N)
-    chunk_rows = chunk_rows or _default_chunk_rows(vocab_size, teacher, hidden_NH.device)
-    sum_dtype = torch.promote_types(head.weight.dtype, torch.float32)
+    chunk_rows = chunk_rows or _default_chunk_rows(len(hidden_NH), vocab_size, teacher, hidden_NH.device)
+    sum_dtype = result_dtype(head.weight.dtype)
+    head, teacher = head._replace(weight=in_step_precision(head.weight)), _in_step_precision(teacher)
     losses = [labels_N.new_zeros(len(labels_N), dtype=sum_dtype) for _ in terms]
-    for chunk in chunks(hidden_NH, head, teacher, vocab_size, chunk_rows, compared):
-        own = _terms_of(chunk, terms)
-        for rows, block in chunk.blocks():
-            block_losses = row_losses(
-                *chunk.products(block),
-                labels_N[rows],
-                [terms[index] for index in own],
-                *chunk.shapes,
-                compared,
-                _at(values, rows),
-            )
-            for index, losses_N in zip(own, block_losses, strict=True):
-                losses[index][rows] = losses_N
+    with torch.autocast(hidden_NH.device.type, enabled=False):
+        for chunk in chunks(hidden_NH, head, teacher, vocab_size, chunk_rows, compared):
+            own = _terms_of(chunk, terms)
+            for rows, block in chunk.blocks():
+                block_losses = row_losses(
+                    *chunk.products(block),
+                    labels_N[rows],
+                    [terms[index] for index in own],
+                    *chunk.shapes,
+                    compared,
+                    _at(values, rows),
+                )
+                for index, losses_N in zip(own, block_losses, strict=True):
+                    losses[index][rows] = losses_N
     return _named(terms, losses, order_N)
 
 
@@ -144,9 +148,17 @@ def _seen(head: Head, terms: Sequence[TokenTerm], compared: int) -> int:
     return head.vocab_size if any(not term.needs_teacher for term in terms) else compared
 
 
-def _default_chunk_rows(vocab_size: int, teacher: TeacherOutput | None, device: torch.device) -> int:
+def _default_chunk_rows(total: int, vocab_size: int, teacher: TeacherOutput | None, device: torch.device) -> int:
     widest = vocab_size if teacher is None else max(vocab_size, teacher_vocab_size(teacher, vocab_size))
-    return default_chunk_rows(widest, device)
+    return default_chunk_rows(total, widest, device)
+
+
+def _in_step_precision(teacher: TeacherOutput | None) -> TeacherOutput | None:
+    """The same teacher, its head as the step multiplies with it."""
+    if teacher is None:
+        return None
+    head = teacher.head._replace(weight=in_step_precision(teacher.head.weight))
+    return TeacherOutput(teacher.hidden_NH, head, teacher.rows, teacher.shared_vocabulary)
 
 
 def _taught_first(teacher: TeacherOutput | None, rows: int) -> Tensor | None:
@@ -181,18 +193,22 @@ def _named(terms: Sequence[TokenTerm], losses: Sequence[Tensor], order_N: Tensor
 
 class _FusedTokenLosses(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, spec: _Pass) -> Any:
+    def forward(
+        ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, used_VH: Tensor, spec: _Pass
+    ) -> Any:
         # Autocast would round the fp32 log-probabilities' products; the dtype of each product is chosen here instead.
         with torch.autocast(hidden_NH.device.type, enabled=False):
-            return _FusedTokenLosses._forward(ctx, hidden_NH, weight_VH, bias_V, spec)
+            return _FusedTokenLosses._forward(ctx, hidden_NH, weight_VH, bias_V, used_VH, spec)
 
     @staticmethod
-    def _forward(ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, spec: _Pass) -> Any:
-        head = Head(weight_VH, bias_V, spec.scale, spec.softcap)
-        needs_hidden, needs_weight, needs_bias, _ = ctx.needs_input_grad
-        used_VH = weight_VH[: spec.vocab_size]
+    def _forward(
+        ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, used_VH: Tensor, spec: _Pass
+    ) -> Any:
+        head = Head(used_VH, bias_V, spec.scale, spec.softcap)
+        needs_hidden, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+        seen_VH = used_VH[: spec.vocab_size]
         # Sums over chunks are kept in fp32 (fp64 from an fp64 head): a bf16 accumulator loses the small late contributions.
-        sum_dtype = torch.promote_types(weight_VH.dtype, torch.float32)
+        sum_dtype = result_dtype(weight_VH.dtype)
         hidden_gradient = torch.zeros_like(hidden_NH) if needs_hidden else None
         weight_gradient = torch.zeros_like(weight_VH, dtype=sum_dtype) if needs_weight else None
         bias_gradient = torch.zeros_like(bias_V, dtype=sum_dtype) if needs_bias and bias_V is not None else None
@@ -208,6 +224,7 @@ class _FusedTokenLosses(torch.autograd.Function):
             own = _terms_of(chunk, spec.terms)
             terms, coefficients = [spec.terms[index] for index in own], [spec.coefficients[index] for index in own]
             own += range(len(spec.terms), len(values))
+            gradient_NV: Tensor = chunk.student_NV
             for rows, block in chunk.blocks():
                 result = kernel(
                     *chunk.products(block), spec.labels_N[rows], terms, coefficients, *chunk.shapes, spec.normalizers,
@@ -217,15 +234,18 @@ class _FusedTokenLosses(torch.autograd.Function):
                     values[index, rows] = own_N
                 if result.gradient_NV is not None:
                     if bias_gradient is not None:
-                        bias_gradient[: spec.vocab_size] += result.gradient_NV.sum(0)
-                    chunk.student_NV[block] = result.gradient_NV  # the logits have been used up
+                        bias_gradient[: spec.vocab_size] += result.gradient_NV.sum(0, dtype=sum_dtype)
+                    if len(result.gradient_NV) < len(gradient_NV):
+                        gradient_NV[block] = result.gradient_NV  # the logits have been used up
+                    else:
+                        gradient_NV = result.gradient_NV
             if not terms:
                 continue
+            gradient_NV = gradient_NV.to(gradient_dtype(used_VH))
             if hidden_gradient is not None:
-                hidden_gradient[chunk.rows] = chunk.student_NV @ used_VH
+                hidden_gradient[chunk.rows] = project_back(gradient_NV, seen_VH)
             if weight_gradient is not None:
-                chunk_NH = hidden_NH[chunk.rows].to(weight_VH.dtype)
-                _add_product_(weight_gradient[: spec.vocab_size], chunk.student_NV.T, chunk_NH)
+                add_outer_(weight_gradient[: spec.vocab_size], gradient_NV, hidden_NH[chunk.rows])
 
         loss = torch.zeros((), dtype=sum_dtype, device=hidden_NH.device)
         losses = values[: len(spec.terms)].unbind()
@@ -251,12 +271,5 @@ class _FusedTokenLosses(torch.autograd.Function):
             None if weight_gradient is None else weight_gradient.mul_(loss_gradient).to(weight_dtype),
             None if bias_gradient is None else bias_gradient.mul_(loss_gradient).to(bias_dtype),
             None,
+            None,
         )
-
-
-def _add_product_(total: Tensor, left: Tensor, right: Tensor) -> None:
-    """`total += left @ right` with an fp32 total."""
-    if left.dtype == total.dtype:
-        total.addmm_(left, right)
-    else:
-        total.add_(left @ right)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from transformers import PreTrainedModel
 
+from gakd.models.compiling import compiled_layers
 from gakd.models.errors import ModelError
 from gakd.models.lora import base_of
 from gakd.models.parts import backbone_of, last_hidden_rows
@@ -58,4 +59,9 @@ def hidden_rows(model: nn.Module, batch: Batch) -> Tensor:
     its fastest path, and nothing asks the device whether there is padding.
     """
     base = base_of(model)
-    return inside(base, last_hidden_rows, backbone_of(base), batch)
+    return inside(base, _hidden_rows, backbone_of(base), batch)
+
+
+def _hidden_rows(backbone: PreTrainedModel, batch: Batch) -> Tensor:
+    with compiled_layers(backbone):
+        return last_hidden_rows(backbone, batch)

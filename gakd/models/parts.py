@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from gakd.models.errors import ModelError
+from gakd.models.unpacked import one_sequence_a_row
 from gakd.types import Batch
 
 _EXPERTS_PER_TOKEN = (
@@ -35,17 +36,18 @@ def backbone_of(base: PreTrainedModel) -> PreTrainedModel:
 
 def last_hidden_rows(backbone: PreTrainedModel, batch: Batch) -> Tensor:
     """Last hidden states of the supervised rows, `[N, H]`, without an attention mask."""
-    hidden_BTH = backbone(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-    return hidden_BTH.flatten(0, 1)[batch.rows_N]
+    with one_sequence_a_row():
+        hidden_BTH = backbone(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+    return hidden_BTH.flatten(0, 1).index_select(0, batch.rows_N)
 
 
 def routed_rows(backbone: PreTrainedModel, batch: Batch) -> tuple[Tensor, tuple[Tensor, ...]]:
     """As `last_hidden_rows`, and the logits of each layer's router, `[B T, E]`; none of a model that returns none."""
-    output = backbone(input_ids=batch.input_ids, use_cache=False, output_router_logits=True)
+    with one_sequence_a_row():
+        output = backbone(input_ids=batch.input_ids, use_cache=False, output_router_logits=True)
+    hidden_NH = output.last_hidden_state.flatten(0, 1).index_select(0, batch.rows_N)
     routers = getattr(output, "router_logits", None) or ()
-    return output.last_hidden_state.flatten(0, 1)[batch.rows_N], tuple(
-        logits for logits in routers if logits is not None
-    )
+    return hidden_NH, tuple(logits for logits in routers if logits is not None)
 
 
 def layer_lists(backbone: nn.Module, config: PreTrainedConfig) -> dict[str, nn.Module]:

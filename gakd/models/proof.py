@@ -92,7 +92,7 @@ def _listen_to(part: PreTrainedModel, base: PreTrainedModel, batch: Batch, head:
                 f"{type(base).__name__} has hidden states of width {rows_NH.shape[1]}, its head reads {head.weight.shape[1]}: "
                 f"a layer stands between them; {_SUPPORTED}"
             )
-        deviation = head.product(rows_NH, min(head.vocab_size, 1000)).float().std().clamp_min(1e-6)
+        deviation = head.cut(1000).product(rows_NH).float().std().clamp_min(1e-6)
         sizes_N = torch.tensor(_SIZES, device=rows_NH.device).repeat(len(rows_NH))[: len(rows_NH)] / deviation
         given_NH = (rows_NH * sizes_N[:, None]).to(rows_NH.dtype)
         caught.update(own=rows_NH, given=given_NH)

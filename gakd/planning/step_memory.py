@@ -190,7 +190,7 @@ def _chunk(setting: Setting) -> int:
     """Of a token pass: both models' logits of a chunk, what their losses need, and the gradients that it forms."""
     student, teacher = setting.student, setting.teacher
     device = torch.device(setting.config.device)
-    rows = min(default_chunk_rows(setting.vocab_size, device), setting.rows)
+    rows = min(default_chunk_rows(setting.rows, setting.vocab_size, device), setting.rows)
     block = min(block_rows(rows, setting.vocab_size, device), rows)
     teacher_dtype = None if teacher is None else setting.teacher_dtype
     losses = row_bytes(block, setting.vocab_size, setting.dtype, teacher_dtype)

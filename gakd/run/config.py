@@ -56,6 +56,8 @@ class RunConfig:
     """auto and ddp: each device holds both models whole; fsdp2: their weights are cut over all devices."""
     kernel: Literal["auto", "eager", "compiled"] = "auto"
     """Row-wise part of the token losses; auto: compiled on a GPU, else eager. Compiling takes a minute of the first step."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile decoder layers of student and teacher one by one; auto: on a GPU where Triton is. A minute of the first steps."""
     precision: Literal["auto", "32-true", "bf16-mixed", "bf16-true"] = "auto"
     """auto: bf16-mixed on a GPU, 32-true on a CPU."""
 

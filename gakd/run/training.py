@@ -20,6 +20,7 @@ from gakd.data.encoded import lengths_of
 from gakd.distiller import Distiller
 from gakd.errors import RunError
 from gakd.files import read_sealed, sealed_or_none, write_sealed
+from gakd.models.compiling import compile_layers, compiles
 from gakd.models.fingerprints import untrained_mark
 from gakd.models.sharding import whole
 from gakd.objective import Counts, Objective
@@ -109,6 +110,11 @@ class Run:
             expect_gradients(self.fabric, distiller.student)
         if self.is_main:  # before anything is cut over ranks
             self._marks |= marks_of(distiller, teacher)
+        if compiles(config.compile, self.device):
+            student = distiller.student if isinstance(distiller, Distiller) else distiller
+            for model in (student, getattr(teacher, "model", None)):
+                if isinstance(model, nn.Module):
+                    compile_layers(model)
         self._wrapped = self.fabric.setup_module(distiller)
         if isinstance(distiller, Distiller):
             self._wrapped.mark_forward_method(distiller.label_log_probs)

@@ -88,7 +88,7 @@ def test_chunks_of_any_size_give_the_same(case, monkeypatch):
     material = readout, torch.randn(N, H), head, torch.randn(N, H), teacher, [torch.randn(N, R) for _ in range(3)]
     whole = played(*material)
     for rows in (1, 3, N):
-        monkeypatch.setattr(direct_rows, "default_chunk_rows", lambda size, device, rows=rows: rows)
+        monkeypatch.setattr(direct_rows, "default_chunk_rows", lambda total, size, device, rows=rows: rows)
         torch.testing.assert_close(played(*material), whole, rtol=1e-11, atol=1e-13)
 
 

@@ -16,8 +16,9 @@ from gakd import (
     ReverseKL,
     TeacherOutput,
     UniversalLogit,
+    products,
 )
-from gakd.losses import chunks, kernel, token_pass, token_values
+from gakd.losses import kernel, token_pass, token_values
 from gakd.losses.chunks import default_chunk_rows
 
 TERMS = [CrossEntropy(), ForwardKL(), ReverseKL(), JensenShannon(0.3)]
@@ -89,7 +90,7 @@ def test_loss_and_gradients_equal_the_unfused_computation(case, chunk_rows):
 @pytest.mark.parametrize("head_slice", [2048, 16])
 @pytest.mark.parametrize("bias", [False, True])
 def test_fp32_is_close_to_float64_whichever_way_a_chunk_is_multiplied(head_slice, bias, monkeypatch):
-    monkeypatch.setattr(chunks, "HEAD_SLICE", head_slice)
+    monkeypatch.setattr(products, "HEAD_SLICE", head_slice)
     gradients = []
     for dtype in (torch.float32, torch.float64):
         hidden, head, labels, teacher = inputs(bias=bias, student_vocab=53)
@@ -349,10 +350,15 @@ def test_errors_name_what_was_got_and_what_to_do():
 
 @pytest.mark.parametrize(
     ("vocab_size", "device", "rows"),
-    [(151_936, "cpu", 128), (49_152, "cpu", 128), (1_024, "cpu", 4096), (151_936, "cuda", 256), (32_768, "cuda", 1024)],
+    [(151_936, "cpu", 128), (49_152, "cpu", 128), (1_024, "cpu", 4096), (151_936, "cuda", 1024), (8_192, "cuda", 4096)],
 )
-def test_default_chunk_is_a_power_of_two_that_fills_the_budget_and_at_least_128_rows(vocab_size, device, rows):
-    assert default_chunk_rows(vocab_size, torch.device(device)) == rows
+def test_default_chunk_fills_the_budget_with_at_least_128_rows_on_a_gpu_1024(vocab_size, device, rows):
+    assert default_chunk_rows(16 * rows, vocab_size, torch.device(device)) == rows
+
+
+def test_chunks_of_a_gpu_are_alike_and_near_1024_rows():
+    found = {total: default_chunk_rows(total, 151_936, torch.device("cuda")) for total in (7, 1228, 1535, 1537, 9_999)}
+    assert found == {7: 7, 1228: 1228, 1535: 1535, 1537: 769, 9_999: 1000}
 
 
 def test_against_torchtunes_kd_losses():

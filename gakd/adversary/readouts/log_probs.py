@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from gakd.adversary.readouts.logits import LogitReadout
 from gakd.adversary.readouts.protocol import known
 from gakd.losses.chunks import chunks, default_chunk_rows
+from gakd.products import add_outer_, gradient_dtype, in_step_precision, project_back
 from gakd.types import Head
 
 
@@ -62,32 +63,33 @@ class _LogNormalizers(torch.autograd.Function):
         ctx: Any, hidden_NH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, known_N: Tensor, scale: float,
         vocab_size: int,
     ) -> Tensor:  # fmt: skip
-        ctx.save_for_backward(hidden_NH, weight_VH, bias_V, known_N)
+        ctx.save_for_backward(hidden_NH, in_step_precision(weight_VH), bias_V, known_N)
+        ctx.dtype = weight_VH.dtype
         ctx.scale, ctx.vocab_size = scale, vocab_size
         return known_N.clone()
 
     @staticmethod
     def backward(ctx: Any, gradient_N: Tensor) -> Any:  # type: ignore[override]
-        hidden_NH, weight_VH, bias_V, known_N = ctx.saved_tensors
+        hidden_NH, used_VH, bias_V, known_N = ctx.saved_tensors
         needs_hidden, needs_weight, needs_bias, *_ = ctx.needs_input_grad
-        head, size = Head(weight_VH, bias_V, ctx.scale), ctx.vocab_size
+        head, size = Head(used_VH, bias_V, ctx.scale), ctx.vocab_size
         hidden_gradient = torch.zeros_like(hidden_NH) if needs_hidden else None
-        weight_gradient = torch.zeros_like(weight_VH, dtype=known_N.dtype) if needs_weight else None
+        weight_gradient = torch.zeros_like(used_VH, dtype=known_N.dtype) if needs_weight else None
         bias_gradient = torch.zeros_like(bias_V, dtype=known_N.dtype) if needs_bias and bias_V is not None else None
-        for chunk in chunks(hidden_NH, head, None, size, default_chunk_rows(size, hidden_NH.device)):
+        for chunk in chunks(hidden_NH, head, None, size, default_chunk_rows(len(hidden_NH), size, hidden_NH.device)):
             logits_NV = head.shape.logits(chunk.student_NV)
             shares_NV = logits_NV.sub_(known_N[chunk.rows].unsqueeze(-1)).exp_()
             shares_NV.mul_((gradient_N[chunk.rows] * ctx.scale).unsqueeze(-1))
             if bias_gradient is not None:
                 bias_gradient[:size] += shares_NV.sum(0)
-            own_NV = shares_NV.to(weight_VH.dtype)
+            shares_NV = shares_NV.to(gradient_dtype(used_VH))
             if hidden_gradient is not None:
-                hidden_gradient[chunk.rows] = (own_NV @ weight_VH[:size]).to(hidden_NH.dtype)
+                hidden_gradient[chunk.rows] = project_back(shares_NV, used_VH[:size])
             if weight_gradient is not None:
-                weight_gradient[:size] += own_NV.T @ hidden_NH[chunk.rows].to(weight_VH.dtype)
+                add_outer_(weight_gradient[:size], shares_NV, hidden_NH[chunk.rows])
         return (
             hidden_gradient,
-            None if weight_gradient is None else weight_gradient.to(weight_VH.dtype),
+            None if weight_gradient is None else weight_gradient.to(ctx.dtype),
             None if bias_gradient is None or bias_V is None else bias_gradient.to(bias_V.dtype),
             None, None, None,
         )  # fmt: skip

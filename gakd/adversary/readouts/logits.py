@@ -22,6 +22,7 @@ from torch.nn.functional import linear
 
 from gakd.adversary.readouts.map_products import MapProducts, map_of_logits
 from gakd.adversary.readouts.protocol import Owner, check_vocabulary, rows_that_pay
+from gakd.products import tensor_cores
 from gakd.types import Head
 
 
@@ -49,8 +50,8 @@ class LogitReadout(nn.Module):
     def live(self, hidden_NH: Tensor, head: Head, step_rows: float, log_normalizers_N: Tensor | None = None) -> Tensor:
         self._check(head, "student")
         if self._direct(head, "student", step_rows):
+            logits_NV = head.logits(hidden_NH, self.weight.shape[1]).to(self.weight.dtype)
             with torch.autocast(hidden_NH.device.type, enabled=False):
-                logits_NV = head.logits(hidden_NH, self.weight.shape[1]).to(self.weight.dtype)
                 self._student_logits = [logits_NV.detach()]
                 return self._read(logits_NV, self.weight.detach(), self.sum_R().detach())
         projection_RH, offset_R = self._project(head, "student")
@@ -148,7 +149,8 @@ class _LiveRows(torch.autograd.Function):
         if needs_weight:  # E^T (dM), zero on the padded end of a wider head
             weight_gradient = torch.zeros(head_size, width, dtype=map_RV.dtype, device=map_RV.device)
             projection_gradient_RH = gradient_NR.T @ hidden_NH.to(map_RV.dtype) * ctx.scale
-            torch.mm(map_RV.T, projection_gradient_RH, out=weight_gradient[:vocab_size])
+            with tensor_cores():
+                torch.mm(map_RV.T, projection_gradient_RH, out=weight_gradient[:vocab_size])
             if mean_R is not None:
                 weight_gradient[:vocab_size] -= mean_R @ projection_gradient_RH
             weight_gradient = weight_gradient.to(dtype)
