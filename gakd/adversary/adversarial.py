@@ -8,7 +8,7 @@ not depend on how the step is cut into micro-batches or ranks.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
@@ -21,6 +21,18 @@ from gakd.models.sharding import inside
 from gakd.objective import Coefficients, Term
 from gakd.types import Batch, StudentOutput, TeacherOutput
 from gakd.weights import Balanced, Weight
+
+Score = Callable[[Tensor], Tensor]  # readouts of one point or of several, [B, T, R] or [2B, T, R], to scores
+
+# Parameters of a discriminator below which a GPU waits for its launches, and one pass over both points pays.
+LAUNCH_BOUND = 20_000_000
+
+
+class _Scores(NamedTuple):
+    """`[B]` of each point, or what belongs to them."""
+
+    real_B: Tensor
+    fake_B: Tensor
 
 
 class AdversarialOutput(NamedTuple):
@@ -75,67 +87,98 @@ class Adversarial(nn.Module, Term):
         valid_B = packed_BT.any(1).to(rows.live_NR.dtype)
 
         def score(readout_BTR: Tensor) -> Tensor:
-            return self.discriminator(readout_BTR, packed_BT)
+            return self.discriminator(readout_BTR, packed_BT.repeat(len(readout_BTR) // len(packed_BT), 1))
 
         step_rows, readout = coefficients.step_rows, self.readout
         real_NR = readout.detached(teacher.hidden_NH, teacher.head, step_rows, rows.teacher_log_normalizers_N)
         fake_NR = readout.detached(rows.hidden_NH, None, step_rows, rows.log_normalizers_N)
         real_BTR, fake_BTR = pack(real_NR, batch), pack(fake_NR, batch)
-        with torch.no_grad():
-            real_B, fake_B = score(real_BTR), score(fake_BTR)
-        statistics = self._discriminate(real_BTR, fake_BTR, real_B, fake_B, score, valid_B * coefficients.per_sequence)
+        discriminate = self._both_at_once if self._waits_for_launches(real_BTR) else self._one_after_the_other
+        scores, statistics = discriminate(real_BTR, fake_BTR, score, valid_B * coefficients.per_sequence)
 
         with frozen(self.discriminator):
-            losses_B = self.game.student(score(pack(rows.live_NR, batch)), real_B) * valid_B
+            losses_B = self.game.student(score(pack(rows.live_NR, batch)), scores.real_B) * valid_B
         statistics = {name: values_B * valid_B for name, values_B in statistics.items()}
         return AdversarialOutput(coefficient * losses_B.sum(), {self.name: losses_B.detach(), **statistics})
 
-    def _discriminate(
-        self, real_BTR: Tensor, fake_BTR: Tensor, real_B: Tensor, fake_B: Tensor,
-        score: Callable[[Tensor], Tensor], weights_B: Tensor,
-    ) -> dict[str, Tensor]:  # fmt: skip
+    def _waits_for_launches(self, readout_BTR: Tensor) -> bool:
+        """Whether the discriminator is so small that a GPU takes longer to be asked than to answer."""
+        size = sum(parameter.numel() for parameter in self.discriminator.parameters())
+        return readout_BTR.device.type == "cuda" and size < LAUNCH_BOUND
+
+    def _one_after_the_other(
+        self, real_BTR: Tensor, fake_BTR: Tensor, score: Score, weights_B: Tensor
+    ) -> tuple[_Scores, dict[str, Tensor]]:
         """Adds the discriminator's gradient, one point after the other.
 
         A loss couples its points through their scores alone. So its slope at the known scores is enough to send each
         back by itself, and the graph of one penalty, the largest thing a step holds, is gone before the next is built.
         """
-        scores = real_B.detach().requires_grad_(), fake_B.detach().requires_grad_()
-        losses_B = self.game.discriminator(scores[1], scores[0])
-        slope_of_real_B, slope_of_fake_B = torch.autograd.grad((losses_B * weights_B).sum(), scores)
+        with torch.no_grad():
+            scores = _Scores(score(real_BTR), score(fake_BTR))
+        losses_B, slopes = self._losses_and_slopes(scores, weights_B)
         real, fake = real_BTR.detach().requires_grad_(), fake_BTR.detach().requires_grad_()
         penalties = self.game.penalties
-        penalty_B = self._send_back(real, slope_of_real_B, penalties.get("real"), score, weights_B)
-        penalty_B = penalty_B + self._send_back(fake, slope_of_fake_B, penalties.get("fake"), score, weights_B)
-        if "between" in penalties:
-            # Readouts are linear, so what they give may be interpolated in place of what they read.
-            between_BTR = torch.lerp(fake, real, torch.rand_like(real_B).view(-1, 1, 1))
-            no_slope_B = torch.zeros_like(real_B)
-            penalty_B = penalty_B + self._send_back(between_BTR, no_slope_B, penalties["between"], score, weights_B)
-        # A readout without parameters of the discriminator's side, of hidden states, leads nowhere.
-        for rows_BTR, gradient in ((real_BTR, real.grad), (fake_BTR, fake.grad)):
-            if rows_BTR.requires_grad:
-                rows_BTR.backward(gradient)
-        margin_B = real_B - fake_B
-        return {
-            "discriminator": losses_B.detach(),
-            "discriminator_penalty": penalty_B,
-            "discriminator_margin": margin_B,
-            "discriminator_accuracy": (margin_B > 0).float() + (margin_B == 0).float() / 2,
-        }
+        penalty_B = self._send_back(real, score(real), slopes.real_B, weights_B, penalties.get("real"))
+        penalty_B = penalty_B + self._send_back(fake, score(fake), slopes.fake_B, weights_B, penalties.get("fake"))
+        penalty_B = penalty_B + self._between(real, fake, score, weights_B)
+        _bring_home((real_BTR, fake_BTR), (real.grad, fake.grad))
+        return scores, _statistics(scores, losses_B, penalty_B)
+
+    def _both_at_once(
+        self, real_BTR: Tensor, fake_BTR: Tensor, score: Score, weights_B: Tensor
+    ) -> tuple[_Scores, dict[str, Tensor]]:
+        """The same in one pass over both points, of a third of the kernels, with both penalties' graphs in memory."""
+        both_2BTR = torch.cat([real_BTR, fake_BTR]).detach().requires_grad_()
+        score_2B = score(both_2BTR)
+        scores = _Scores(*score_2B.detach().chunk(2))
+        losses_B, slopes = self._losses_and_slopes(scores, weights_B)
+        slope_2B, penalties = torch.cat(slopes), self.game.penalties
+        penalty_2B = self._send_back(
+            both_2BTR, score_2B, slope_2B, weights_B.repeat(2), penalties.get("real"), penalties.get("fake")
+        )
+        of_real_B, of_fake_B = penalty_2B.chunk(2)
+        real, fake = both_2BTR.chunk(2)
+        penalty_B = of_real_B + of_fake_B + self._between(real, fake, score, weights_B)
+        assert both_2BTR.grad is not None
+        _bring_home((real_BTR, fake_BTR), both_2BTR.grad.chunk(2))
+        return scores, _statistics(scores, losses_B, penalty_B)
+
+    def _losses_and_slopes(self, scores: _Scores, weights_B: Tensor) -> tuple[Tensor, _Scores]:
+        """The discriminator's losses `[B]`, and the gradient of their weighted sum at each point's scores."""
+        real_B, fake_B = (score_B.detach().requires_grad_() for score_B in scores)
+        losses_B = self.game.discriminator(fake_B, real_B)
+        return losses_B.detach(), _Scores(*torch.autograd.grad((losses_B * weights_B).sum(), (real_B, fake_B)))
+
+    def _between(self, real_BTR: Tensor, fake_BTR: Tensor, score: Score, weights_B: Tensor) -> Tensor:
+        """Adds the gradient of a penalty between the points, where the game has one; `[B]`."""
+        penalty = self.game.penalties.get("between")
+        if penalty is None:
+            return torch.zeros_like(weights_B)
+        # Readouts are linear, so what they give may be interpolated in place of what they read.
+        between_BTR = torch.lerp(fake_BTR, real_BTR, torch.rand_like(weights_B).view(-1, 1, 1))
+        return self._send_back(between_BTR, score(between_BTR), torch.zeros_like(weights_B), weights_B, penalty)
 
     def _send_back(
-        self, readout_BTR: Tensor, slope_B: Tensor, penalty: Penalty | None, score: Callable[[Tensor], Tensor],
-        weights_B: Tensor,
-    ) -> Tensor:  # fmt: skip
-        """Adds the gradient of the scores of one point, and of their penalty, which is returned `[B]`."""
-        score_B = score(readout_BTR)
-        loss, penalty_B = (score_B * slope_B).sum(), torch.zeros_like(slope_B)
-        if penalty is not None:
-            (gradient_BTR,) = torch.autograd.grad(score_B.sum(), readout_BTR, create_graph=True)
-            penalty_B = penalty(self.readout.squared_norm(gradient_BTR))
-            loss = loss + (penalty_B * weights_B).sum()
+        self, points_PTR: Tensor, score_P: Tensor, slope_P: Tensor, weights_P: Tensor, *penalties: Penalty | None
+    ) -> Tensor:
+        """Adds the gradient of the scores of some points, and of their penalties, which are returned `[P]`.
+
+        Each penalty is of an equal share of the points, in their order.
+        """
+        loss, penalty_P = (score_P * slope_P).sum(), torch.zeros_like(slope_P)
+        if any(penalty is not None for penalty in penalties):
+            (gradient_PTR,) = torch.autograd.grad(score_P.sum(), points_PTR, create_graph=True)
+            norms = self.readout.squared_norm(gradient_PTR).chunk(len(penalties))
+            penalty_P = torch.cat(
+                [
+                    torch.zeros_like(norms_B) if penalty is None else penalty(norms_B)
+                    for penalty, norms_B in zip(penalties, norms, strict=True)
+                ]
+            )
+            loss = loss + (penalty_P * weights_P).sum()
         loss.backward()
-        return penalty_B.detach()
+        return penalty_P.detach()
 
     def flush(self) -> None:
         """Bring the step's gradients home to the readout's parameters; call before the discriminator's optimizer steps."""
@@ -143,6 +186,26 @@ class Adversarial(nn.Module, Term):
             inside(self._student[0], self.readout.flush)
         else:
             self.readout.flush()
+
+
+def _bring_home(readouts: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
+    """Gradients at readouts, to the map that they came through.
+
+    A readout without parameters of the discriminator's side, of hidden states, leads nowhere.
+    """
+    for rows_BTR, gradient_BTR in zip(readouts, gradients, strict=True):
+        if rows_BTR.requires_grad:
+            rows_BTR.backward(gradient_BTR)
+
+
+def _statistics(scores: _Scores, losses_B: Tensor, penalty_B: Tensor) -> dict[str, Tensor]:
+    margin_B = scores.real_B - scores.fake_B
+    return {
+        "discriminator": losses_B,
+        "discriminator_penalty": penalty_B,
+        "discriminator_margin": margin_B,
+        "discriminator_accuracy": (margin_B > 0).float() + (margin_B == 0).float() / 2,
+    }
 
 
 class GameWatch:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -37,6 +38,13 @@ from gakd.types import IGNORE_INDEX, Batch, StudentRows
 B, T, V, H_STUDENT, H_TEACHER, R = 4, 7, 40, 8, 10, 5
 WEIGHT = 0.7
 pytestmark = pytest.mark.usefixtures("double")
+
+
+@pytest.fixture(params=["one after the other", "both at once"])
+def pace(request, monkeypatch):
+    """How the discriminator's two points are sent back: as on a CPU, or as where a GPU waits to be asked."""
+    at_once = request.param == "both at once"
+    monkeypatch.setattr(Adversarial, "_waits_for_launches", lambda self, readout_BTR: at_once)
 
 
 def hidden_readout(vocab_size: int, width: int) -> HiddenReadout:
@@ -170,7 +178,7 @@ def both_ways(adversarial, case, way=FACTORED) -> tuple[Played, Played]:
     "case", [{}, {"padded": 3}, {"bias": True, "student_scale": 0.5}, {"bias": True, "padded": 2}], ids=str
 )
 @pytest.mark.parametrize("way", [FACTORED, DIRECT], ids=["factored", "direct"])
-def test_both_players_gradients_equal_the_direct_ones(discriminator, readout, case, way):
+def test_both_players_gradients_equal_the_direct_ones(discriminator, readout, case, way, pace):
     found, expected = both_ways(player(discriminator, readout), case, way)
     torch.testing.assert_close(found.loss, expected.loss)
     torch.testing.assert_close(found.students, expected.students, rtol=1e-10, atol=1e-14)
@@ -180,7 +188,7 @@ def test_both_players_gradients_equal_the_direct_ones(discriminator, readout, ca
 @pytest.mark.parametrize("discriminator", DISCRIMINATORS)
 @pytest.mark.parametrize("game", [NonSaturatingGAN, HingeGAN])
 @pytest.mark.parametrize("readout", READOUTS)
-def test_every_game_discriminator_and_readout_together(discriminator, game, readout):
+def test_every_game_discriminator_and_readout_together(discriminator, game, readout, pace):
     adversarial = player(discriminator, readout)
     adversarial.game = game(r1=2.0, r2=7.0)
     found, expected = both_ways(adversarial, {"bias": True})
@@ -247,7 +255,7 @@ def test_the_map_of_a_narrower_student_is_the_students_and_not_the_discriminator
 
 @pytest.mark.parametrize("way", [FACTORED, DIRECT], ids=["factored", "direct"])
 @pytest.mark.parametrize("readout", [LogitReadout, CenteredLogitReadout])
-def test_the_wasserstein_penalty_on_interpolates_of_logits_equals_the_direct_one(readout, way):
+def test_the_wasserstein_penalty_on_interpolates_of_logits_equals_the_direct_one(readout, way, pace):
     adversarial = player(readout=readout)
     adversarial.game = WassersteinGAN(penalty_weight=7.0)
     mask, hidden, head, teacher = material()
@@ -278,6 +286,15 @@ def test_the_wasserstein_penalty_on_interpolates_of_logits_equals_the_direct_one
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-9, atol=1e-13)
 
 
+def test_one_pass_pays_on_a_gpu_where_the_discriminator_is_small():
+    small, large = player("mlp"), player("mlp")
+    large.discriminator = MLPDiscriminator(4096, width=8192)
+    on_gpu = SimpleNamespace(device=torch.device("cuda"))
+    assert small._waits_for_launches(on_gpu)
+    assert not large._waits_for_launches(on_gpu)
+    assert not small._waits_for_launches(torch.zeros(1))
+
+
 @pytest.mark.slow
 def test_gradcheck_of_the_students_loss():
     adversarial = player()
@@ -300,7 +317,7 @@ def discriminator_gradients(adversarial, *material_of_step, **options) -> list[T
 
 @pytest.mark.parametrize("penalties", [(10.0, 0.0), (0.0, 10.0)], ids=["r1", "r2"])
 @pytest.mark.parametrize("discriminator", ["transformer", "mlp"])
-def test_each_penalty_changes_the_discriminators_gradient(penalties, discriminator):
+def test_each_penalty_changes_the_discriminators_gradient(penalties, discriminator, pace):
     step = material()
     without = discriminator_gradients(player(discriminator, r1=0, r2=0), *step)
     with_penalty = discriminator_gradients(player(discriminator, r1=penalties[0], r2=penalties[1]), *step)
@@ -386,7 +403,7 @@ def test_padding_prompts_and_the_order_of_sequences_change_nothing(discriminator
         torch.testing.assert_close(shuffled.losses[name], values[order])
 
 
-def test_a_sequence_without_supervised_tokens_counts_for_nothing():
+def test_a_sequence_without_supervised_tokens_counts_for_nothing(pace):
     mask, hidden, head, teacher = material()
     reference = play(player(), mask, hidden, head, teacher)
     empty = torch.cat([mask, torch.zeros(1, T, dtype=torch.bool)])
