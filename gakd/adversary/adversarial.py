@@ -128,7 +128,7 @@ class Adversarial(nn.Module, Term):
     def _both_at_once(
         self, real_BTR: Tensor, fake_BTR: Tensor, score: Score, weights_B: Tensor
     ) -> tuple[_Scores, dict[str, Tensor]]:
-        """The same in one pass over both points, of a third of the kernels, with both penalties' graphs in memory."""
+        """The same in one pass over both points, of half the kernels, with both penalties' graphs in memory."""
         both_2BTR = torch.cat([real_BTR, fake_BTR]).detach().requires_grad_()
         score_2B = score(both_2BTR)
         scores = _Scores(*score_2B.detach().chunk(2))
