@@ -75,6 +75,7 @@ def test_room_cuts_and_does_not_order():
     assert split_window(range(5), lengths, 4, micro_batch_tokens=15, room=room) == [[0, 1, 2], [3], [4]]
     assert split_window(range(4), lengths, 4, 1, 2, micro_batch_tokens=20, room=room) == [[1, 3]]
     assert split_window(range(4), lengths, 4, 1, 2, micro_batch_tokens=19, room=room) == [[1], [3]]
+    assert split_window(range(4), lengths, 4, micro_batch_tokens=10, room=[11, 3, 3, 3]) == [[0], [1, 2, 3]]
     assert split_window(range(5), lengths, 4, room=room) == [[0, 1, 2, 3], [4]]
 
 

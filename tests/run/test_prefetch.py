@@ -26,6 +26,7 @@ def test_each_step_gets_its_own_and_nothing_is_made_beyond_the_end():
 
     with Prefetch(make, end=7) as windows:
         assert [windows.at(step) for step in range(2, 7)] == [f"window {step}" for step in range(2, 7)]
+        assert windows._next is None
     assert made == [2, 3, 4, 5, 6]
     assert threads() == []
 
