@@ -31,6 +31,9 @@ class RowValues:
     def to(self, device: torch.device | str) -> RowValues:
         return RowValues({name: values_N.to(device, non_blocking=True) for name, values_N in self.values.items()})
 
+    def pinned(self) -> RowValues:
+        return RowValues({name: values_N.pin_memory() for name, values_N in self.values.items()})
+
 
 class Batch(NamedTuple):
     """One micro-batch, right-padded; labels are already shifted, nothing downstream shifts again.
@@ -82,12 +85,16 @@ class Batch(NamedTuple):
         return self.labels.flatten()[self.rows_N]
 
     def to(self, device: torch.device | str) -> Batch:
-        moved = {
-            name: value.to(device, non_blocking=True)
-            for name, value in self._asdict().items()
-            if torch.is_tensor(value)
-        }
+        moved = {name: value.to(device, non_blocking=True) for name, value in self._tensors().items()}
         return self._replace(**moved, row_values=None if self.row_values is None else self.row_values.to(device))
+
+    def pinned(self) -> Batch:
+        """The same in page-locked memory of the host, from which `to` copies to a GPU without a wait; needs CUDA."""
+        moved = {name: value.pin_memory() for name, value in self._tensors().items()}
+        return self._replace(**moved, row_values=None if self.row_values is None else self.row_values.pinned())
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: value for name, value in self._asdict().items() if torch.is_tensor(value)}
 
     def with_row_values(self, values: dict[str, Tensor]) -> Batch:
         """The same batch with these beside the row values that it has; ValueError where one is not `[N]`."""

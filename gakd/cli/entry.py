@@ -51,8 +51,8 @@ def run(main: Callable[[Config], None], config: Config) -> None:
             raise
         reason = str(error).partition(". ")[0]
         _end(
-            f"{reason}: lower --micro-batch-size (the result stays the same), add --activation-checkpointing, or ask "
-            f"`gakd plan` what fits",
+            f"{reason}: lower --micro-batch-size or --micro-batch-tokens (the result stays the same), add "
+            f"--activation-checkpointing, or ask `gakd plan` what fits",
             1,
         )
     except BrokenPipeError:

@@ -93,6 +93,13 @@ def lengths_of(examples: Sequence[Example]) -> np.ndarray:
     return np.fromiter((example.length for example in examples), np.int64, len(examples))
 
 
+def prompt_lengths_of(examples: Sequence[Example]) -> np.ndarray:
+    """Tokens of each example's prompt, in the same way."""
+    if isinstance(examples, Examples):
+        return examples.column("prompt_length")
+    return np.fromiter((len(example.prompt_ids) for example in examples), np.int64, len(examples))
+
+
 def keys_of(examples: Sequence[Example]) -> list[str]:
     return examples.keys if isinstance(examples, Examples) else [example.key for example in examples]
 

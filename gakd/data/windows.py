@@ -7,6 +7,7 @@ needs no data state, and neither the micro-batch size nor the number of ranks ch
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
@@ -52,15 +53,47 @@ class Windows:
 
 
 def split_window(
-    window: Sequence[int], lengths: Sequence[int], micro_batch_size: int, rank: int = 0, world_size: int = 1
+    window: Sequence[int],
+    lengths: Sequence[int],
+    micro_batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    micro_batch_tokens: int | None = None,
+    room: Sequence[int] | None = None,
 ) -> list[list[int]]:
-    """This rank's micro-batches: like lengths together, like work on each rank, the same number on all."""
+    """This rank's micro-batches: like lengths together, like work on each rank, the same number on all.
+
+    Each has `micro_batch_size` sequences; or, where `micro_batch_tokens` is given, as many as have no more positions than
+    that when they are padded to their longest: one at least. Positions are what `collate` makes: a token less than `lengths`.
+    `room` are the tokens that sequences may come to have, where that is more. The order of sequences goes by neither.
+    """
     if len(window) % world_size:
         raise ValueError(f"a window of {len(window)} examples cannot be dealt evenly to {world_size} processes")
     if micro_batch_size < 1:
         raise InputError(f"micro_batch_size must be at least 1, got {micro_batch_size}")
-    own = sorted(window, key=lambda index: (lengths[index], index))[rank::world_size]
-    return [own[start : start + micro_batch_size] for start in range(0, len(own), micro_batch_size)]
+    if micro_batch_tokens is not None and micro_batch_tokens < 1:
+        raise InputError(f"micro_batch_tokens must be at least 1, got {micro_batch_tokens}")
+    ordered = sorted(window, key=lambda index: (lengths[index], index))
+    own = ordered[rank::world_size]
+    if micro_batch_tokens is None:
+        starts = list(range(0, len(own), micro_batch_size))
+    else:
+        # By the longest of those dealt together, one to a rank: one cut for all ranks.
+        tokens = [(room or lengths)[index] for index in ordered]
+        widths = [max(tokens[start : start + world_size]) - 1 for start in range(0, len(tokens), world_size)]
+        starts = _starts(widths, micro_batch_tokens)
+    return [own[start:end] for start, end in pairwise([*starts, len(own)])]
+
+
+def _starts(widths: Sequence[int], positions: int) -> list[int]:
+    """Where groups begin, each of as many neighbours as its padded positions allow."""
+    starts, widest = [0], 0
+    for place, width in enumerate(widths):
+        widest = max(widest, width)
+        if place > starts[-1] and (place + 1 - starts[-1]) * widest > positions:
+            starts.append(place)
+            widest = width
+    return starts
 
 
 def padding_share(lengths: Sequence[int], groups: Sequence[Sequence[int]]) -> float:

@@ -11,7 +11,8 @@ from gakd.planning.footprint import Shape
 
 GB = 10**9
 BOUNDS = {
-    "micro_batch_size": COUNT, "devices": COUNT, "num_nodes": COUNT, "discriminator_width": COUNT, "length": COUNT,
+    "micro_batch_size": COUNT, "micro_batch_tokens": COUNT, "devices": COUNT, "num_nodes": COUNT,
+    "discriminator_width": COUNT, "length": COUNT,
     "readout_width": Bound(at_least=1, at_most=2**20), "response_share": Bound(above=0, at_most=1),
     "lora_rank": Bound(at_least=0, at_most=2**16), "lora_dropout": Bound(at_least=0, below=1), "device_memory": POSITIVE,
 }  # fmt: skip
@@ -39,6 +40,8 @@ class PlanConfig:
     """Keep only the student's layer inputs and recompute the rest in the backward."""
     micro_batch_size: int = 4
     """Sequences per forward on one device."""
+    micro_batch_tokens: int | None = None
+    """Positions per forward on one device, padding included; overrides --micro-batch-size: so many of --length as fit."""
     accumulate: bool = True
     """An optimizer step has several micro-batches on each device, so gradients lie in memory while the next one runs."""
     length: int = 512
@@ -63,6 +66,13 @@ class PlanConfig:
     """Kind of device: on a GPU the teacher is bfloat16 and chunks of logits are larger."""
     device_memory: float = 80.0
     """Memory of one device in GB of 10^9 bytes. CUDA, NCCL and fragmentation take some of it, which is not planned here."""
+
+    @property
+    def sequences(self) -> int:
+        """Of `length` tokens in a micro-batch: one at least, as in a run."""
+        if self.micro_batch_tokens is None:
+            return self.micro_batch_size
+        return max(self.micro_batch_tokens // self.length, 1)
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ def plan(config: PlanConfig) -> Plan:
 def largest_micro_batch(config: PlanConfig) -> int:
     """The most sequences a forward that fit the device, 0 where not even one does; `accumulate` as it is set."""
     setting, memory = _setting(config), config.device_memory * GB
+    config = setting.config
     low, high, size = 0, 1 << 20, config.micro_batch_size
     peaks: list[tuple[int, int]] = []
     while high - low > 1:
@@ -49,6 +50,7 @@ def largest_micro_batch(config: PlanConfig) -> int:
 
 def _setting(config: PlanConfig) -> Setting:
     _check(config)
+    config = replace(config, micro_batch_size=config.sequences, micro_batch_tokens=None)
     student, student_config = shape(_model_config(config.student), config.student_layers, adapters(config))
     if config.strategy == "fsdp2":
         decoder_layers(

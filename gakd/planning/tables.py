@@ -79,7 +79,9 @@ def _verdict(plan: Plan, largest: int) -> str:
     fits = "fits" if plan.fits else "does not fit"
     lines = [
         f"{plan.peak / GB:.2f} GB at the peak, {config.device_memory:g} GB a device: {fits}.",
-        f"The largest micro-batch that fits: {largest}." if largest else "Not even a micro-batch of 1 fits.",
+        f"The largest micro-batch that fits: {largest}. That is --micro-batch-tokens {largest * config.length}."
+        if largest
+        else "Not even a micro-batch of 1 fits.",
     ]
     if config.strategy == "fsdp2":
         lines.append(

@@ -9,7 +9,8 @@ from gakd.flags import COUNT, NOT_NEGATIVE, OPTIONAL_COUNT, POSITIVE, RATE, SEED
 
 # Flags have one meaning in all recipes, except alpha and beta, whose terms check them themselves.
 BOUNDS = {
-    "steps": COUNT, "epochs": COUNT, "batch_size": COUNT, "micro_batch_size": COUNT, "warmup_steps": OPTIONAL_COUNT,
+    "steps": COUNT, "epochs": COUNT, "batch_size": COUNT, "micro_batch_size": COUNT, "micro_batch_tokens": COUNT,
+    "warmup_steps": OPTIONAL_COUNT,
     "evaluate_every": OPTIONAL_COUNT, "save_every": OPTIONAL_COUNT, "keep_checkpoints": COUNT, "devices": COUNT,
     "num_nodes": COUNT, "seed": SEED, "sampling_seed": SEED,
     "learning_rate": RATE, "min_learning_rate": NOT_NEGATIVE, "discriminator_learning_rate": RATE,

@@ -57,7 +57,8 @@ def check_run(config: RunConfig, recipe_config: Any) -> None:
     check_windows(models, None if data is None else data.max_length)
     found = model_warnings(models, "chat" if data is None else data.template)
     if torch.cuda.is_available() or _worth_planning(models):
-        found.append(memory_warning(planned(config, recipe_config, models, data or DataConfig())))
+        settings = planned(config, recipe_config, models, data or DataConfig())
+        found.append(memory_warning(settings, config.micro_batch_tokens is not None))
     for warning in filter(None, found):
         warnings.warn(warning, stacklevel=2)
 
@@ -126,12 +127,14 @@ def _excerpt(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], place: int)
 def planned(config: RunConfig, recipe_config: Any, models: ModelConfig, data: DataConfig) -> PlanConfig:
     """The planner's flags of a run on this machine's devices; what a recipe has besides is not part of its estimate."""
     on_gpu, readout_width = torch.cuda.is_available(), getattr(recipe_config, "readout_width", None)
-    share = config.batch_size // (config.devices * config.num_nodes)
+    share, tokens = config.batch_size // (config.devices * config.num_nodes), config.micro_batch_tokens
+    # Of the longest ones; of shorter ones there are more, and as many positions.
+    sequences = config.micro_batch_size if tokens is None else max(tokens // data.max_length, 1)
     return PlanConfig(
         models.student, models.teacher, models.teacher_cache is not None, models.student_layers, models.lora_rank,
         models.lora_dropout, models.lora_targets, models.activation_checkpointing,
-        micro_batch_size=min(config.micro_batch_size, max(share, 1)), accumulate=share > config.micro_batch_size,
-        length=data.max_length, discriminator=readout_width is not None, readout_width=readout_width or 1,
+        micro_batch_size=min(sequences, max(share, 1)), accumulate=share > sequences, length=data.max_length,
+        discriminator=readout_width is not None, readout_width=readout_width or 1,
         discriminator_width=getattr(recipe_config, "discriminator_width", 256),
         devices=config.devices, num_nodes=config.num_nodes, strategy=config.strategy, precision=config.precision,
         device="cuda" if on_gpu else "cpu",
@@ -140,8 +143,11 @@ def planned(config: RunConfig, recipe_config: Any, models: ModelConfig, data: Da
     )  # fmt: skip
 
 
-def memory_warning(config: PlanConfig) -> str | None:
-    """Where a run needs more memory than a device has, by the planner's estimate; None where it has none for these models."""
+def memory_warning(config: PlanConfig, by_tokens: bool = False) -> str | None:
+    """Where a run needs more memory than a device has, by the planner's estimate; None where it has none for these models.
+
+    `by_tokens`: its micro-batches are bounded by `--micro-batch-tokens`, which is then what to lower.
+    """
     try:
         estimate = plan(config)
         if estimate.fits:
@@ -149,7 +155,8 @@ def memory_warning(config: PlanConfig) -> str | None:
         most = largest_micro_batch(config)
     except Exception:  # whatever keeps an unusual model from being planned is no reason against training it
         return None
-    remedy = f"--micro-batch-size {most} fits" if most else "not even --micro-batch-size 1 fits"
+    flag, each = ("--micro-batch-tokens", config.length) if by_tokens else ("--micro-batch-size", 1)
+    remedy = f"{flag} {most * each} fits" if most else f"not even {flag} {each} fits"
     return (
         f"a step needs {estimate.peak / GB:.1f} GB by estimate and each device has {config.device_memory:.1f} GB: {remedy}; "
         f"--activation-checkpointing and --strategy fsdp2 need less, and `gakd plan` shows what goes where"

@@ -15,8 +15,7 @@ from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from gakd.data import Data, Windows, collate, split_window
-from gakd.data.encoded import lengths_of
+from gakd.data import Data
 from gakd.distiller import Distiller
 from gakd.errors import RunError
 from gakd.files import read_sealed, sealed_or_none, write_sealed
@@ -32,6 +31,8 @@ from gakd.run.guard import Guard
 from gakd.run.interruptions import EXIT_STATUS, Interruptions
 from gakd.run.known import check_data, check_models, marks_of
 from gakd.run.launch import expect_gradients, launch, patient_barrier
+from gakd.run.micro_batches import MicroBatches
+from gakd.run.prefetch import Prefetch
 from gakd.run.preflight import check_run
 from gakd.run.step_log import StepLog
 from gakd.run.step_record import StepRecord
@@ -178,24 +179,23 @@ class Run:
     def steps(self, data: Data) -> Iterator[list[Batch]]:
         """This rank's micro-batches of each optimizer step, from where the run stands to its end.
 
-        What a step holds is a function of the seed and the step alone: not of the micro-batch size, the ranks, or a resume.
+        What a step holds is a function of the seed and the step alone: not of its micro-batches, the ranks, or a resume.
+        A thread makes those of the next step meanwhile: it reads `data.train` while the loop runs.
         """
-        config, examples = self.config, data.train
+        config = self.config
         check_data(self.fabric, self.folder, data)
-        longer = lengthen(self.fabric, self.folder, config, self._recipe_config, self.step, len(examples))
-        lengths = lengths_of(examples).tolist()
-        windows, self.total = Windows(lengths, config.batch_size, config.seed), self.total_steps(data)
+        longer = lengthen(self.fabric, self.folder, config, self._recipe_config, self.step, len(data.train))
+        made = MicroBatches(config, self._recipe_config, data, self.rank, self.fabric.world_size, self.device)
+        self.total = self.total_steps(data)
         log = self._log.open(self.folder, config.log_to, self.step, self.total, self.is_main)
-        with log, Interruptions() as self._interruptions:
-            if longer is not None:
-                self._log.say(f"warning: {longer}")
+        with log, Interruptions() as self._interruptions, Prefetch(made.at, self.total) as windows:
+            for warning in filter(None, (longer, made.warning())):
+                self._log.say(f"warning: {warning}")
             while self.step < self.total:
-                groups = split_window(
-                    windows.at(self.step), lengths, config.micro_batch_size, self.rank, self.fabric.world_size
-                )
-                chosen = [[examples[i] for i in group] for group in groups]
-                window = [collate(group, data.pad_token_id).to(self.device) for group in chosen]
-                self._record.begin_step(window, [tuple(example.row.where for example in group) for group in chosen])
+                batches, rows = windows.at(self.step)
+                # From here and not from the thread: the copies stand in the stream before the step that reads them.
+                window = [batch.to(self.device) for batch in batches]
+                self._record.begin_step(window, rows)
                 self._random_state = checkpoint.rng_state()
                 yield window
         self._checkpoints.finish_run()

@@ -216,11 +216,21 @@ def test_the_command_prints_parameters_parts_flops_and_the_largest_micro_batch(f
         assert part.replace("_", " ") in printed
     assert f"{plan(config).student.parameters:,}" in printed
     assert "active. FLOPs" not in printed
-    assert f"The largest micro-batch that fits: {largest_micro_batch(config)}." in printed
+    largest = largest_micro_batch(config)
+    assert f"The largest micro-batch that fits: {largest}. That is --micro-batch-tokens {64 * largest}." in printed
     command(
         ["plan", "--student", str(folder / "student"), "--teacher", "None", "--strategy", "fsdp2", "--devices", "2"]
     )
     assert "Host memory" in capsys.readouterr().out
+
+
+def test_positions_are_planned_as_so_many_sequences():
+    by_size, by_tokens = replace(SMALL, micro_batch_size=6), replace(SMALL, micro_batch_tokens=7 * SMALL.length - 1)
+    assert plan(by_tokens).phases == plan(by_size).phases
+    assert largest_micro_batch(by_tokens) == largest_micro_batch(by_size)
+    assert plan(replace(SMALL, micro_batch_tokens=1)).phases == plan(replace(SMALL, micro_batch_size=1)).phases
+    with pytest.raises(InputError, match="--micro-batch-tokens is at least 1, got 0"):
+        plan(replace(SMALL, micro_batch_tokens=0))
 
 
 def test_tables_say_what_is_active_idle_and_recurrent(tmp_path):

@@ -91,14 +91,18 @@ def test_low_precision_trains(precision, material, tmp_path):
     )
 
 
-def test_micro_batches_leave_the_result_alone(material, finished, tmp_path):
-    run_here("gakd", *arguments(material, tmp_path / "run", "--micro-batch-size", "3"))
+@pytest.mark.parametrize("flags", [("--micro-batch-size", "3"), ("--micro-batch-tokens", "200")])
+def test_micro_batches_leave_the_result_alone(flags, material, finished, tmp_path):
+    run_here("gakd", *arguments(material, tmp_path / "run", *flags))
     assert_close(tmp_path / "run", finished, 2e-4)
+    ours, theirs = ([row["padding"] for row in metrics(folder)] for folder in (tmp_path / "run", finished))
+    assert ours != theirs
 
 
 @pytest.mark.slow
-def test_two_processes_give_what_one_gives(material, finished, tmp_path):
-    result = run_there("gakd", *arguments(material, tmp_path / "run", "--devices", "2"))
+@pytest.mark.parametrize("flags", [(), ("--micro-batch-tokens", "150")])
+def test_two_processes_give_what_one_gives(flags, material, finished, tmp_path):
+    result = run_there("gakd", *arguments(material, tmp_path / "run", "--devices", "2", *flags))
     assert result.returncode == 0, result.stderr[-3000:]
     assert_close(tmp_path / "run", finished, 2e-4)
 

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from gakd.models import ModelConfig, ModelError
+from gakd.run import Run
 from gakd.teachers import load_reader
+from gakd.types import Batch
 from tests.recipe_runs import arguments, assert_close, assert_identical, make_material, metrics, run_here, run_there
 
 
@@ -47,11 +49,28 @@ def test_each_rank_goes_on_with_its_own_buffer(material, tmp_path):
 
 
 @pytest.mark.parametrize("recipe", ["minillm", "on_policy_reverse_kl"])
-def test_micro_batches_leave_rollouts_and_advantages_alone(recipe, material, tmp_path):
-    for name, size in (("two", "2"), ("eight", "8")):
-        flags = ("--micro-batch-size", size, "--steps", "3")
-        run_here(recipe, *arguments(material, tmp_path / name, *flags, recipe=recipe))
-    assert_close(tmp_path / "two", tmp_path / "eight", tolerance=2e-4)
+def test_micro_batches_leave_rollouts_and_advantages_alone(recipe, material, tmp_path, monkeypatch):
+    cuts, positions = {}, {}
+    of_run = Run.micro_batches
+
+    def watched(run, window):
+        batches = [item if isinstance(item, Batch) else item[0] for item in window]
+        cuts[name].append(len(batches))
+        positions[name] = max(positions[name], *(batch.labels.numel() for batch in batches))
+        return of_run(run, window)
+
+    monkeypatch.setattr(Run, "micro_batches", watched)
+    for name, flags in (
+        ("two", ("--micro-batch-size", "2")), ("eight", ("--micro-batch-size", "8")),
+        ("tokens", ("--micro-batch-tokens", "240")),
+    ):  # fmt: skip
+        cuts[name], positions[name] = [], 0
+        run_here(recipe, *arguments(material, tmp_path / name, *flags, "--steps", "3", recipe=recipe))
+    for name in ("two", "tokens"):
+        assert_close(tmp_path / name, tmp_path / "eight", tolerance=2e-4)
+    assert max(cuts["eight"]) < min(cuts["tokens"])
+    assert max(cuts["tokens"]) < min(cuts["two"])
+    assert 120 < positions["tokens"] <= 240 < positions["eight"]
     assert len(set(column(tmp_path / "two", "policy_gradient").values())) == 3
 
 

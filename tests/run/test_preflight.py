@@ -379,6 +379,23 @@ def test_a_run_that_does_not_fit_is_warned_of_with_what_would(material):
     assert "not even --micro-batch-size 1 fits" in (memory_warning(replace(settings, device_memory=1e-6)) or "")
 
 
+def test_a_bound_on_positions_is_planned_as_so_many_of_the_longest(material):
+    flags = ("--student", str(material / "student"), "--teacher", str(material / "teacher"), "--max-length", "256")
+    config = config_of(*flags, "--micro-batch-tokens", "2100", "--batch-size", "32", "--devices", "2")
+    settings = planned(config.run, config, config.models, config.data)
+    assert (settings.micro_batch_size, settings.accumulate) == (8, True)
+    warning = memory_warning(replace(settings, device_memory=0.5 * plan(settings).peak / 1e9), by_tokens=True) or ""
+    fitting = int(warning.partition("--micro-batch-tokens ")[2].split()[0])
+    assert fitting % 256 == 0
+    assert 0 < fitting < 2100
+    least = memory_warning(replace(settings, device_memory=1e-6), by_tokens=True) or ""
+    assert "not even --micro-batch-tokens 256 fits" in least
+    for tokens, sequences, accumulate in (("100", 1, True), ("4096", 16, False), ("1000000", 16, False)):
+        run = replace(config.run, micro_batch_tokens=int(tokens))
+        settings = planned(run, config, config.models, config.data)
+        assert (settings.micro_batch_size, settings.accumulate) == (sequences, accumulate)
+
+
 def test_a_model_that_cannot_be_planned_is_no_reason_against_it(tmp_path):
     assert memory_warning(PlanConfig(student=str(tmp_path), device_memory=1e-6)) is None
 
