@@ -17,8 +17,9 @@ from tests.fake_cuda import patches
 patches.install()
 
 from tests.fake_cuda.recorder import Recorder
+from tests.fake_cuda.settings import Setting
 from tests.fake_cuda.slips import SLIPS, recorded
-from tests.fake_cuda.step import Setting, run_step
+from tests.fake_cuda.step import run_step
 
 _SHORT = {"layers": 2, "lengths": ((512, 307),) * 8}
 KINDS = {

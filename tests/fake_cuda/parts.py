@@ -11,7 +11,8 @@ from unittest.mock import patch
 
 from gakd.models.lora import base_of
 from gakd.models.parts import decoder_layers
-from tests.fake_cuda.recorder import LayerCall, Recorder
+from tests.fake_cuda.calls import LayerCall
+from tests.fake_cuda.recorder import Recorder
 
 # module, owner within it ("" for the module itself), function, part.
 WRAPPED = (

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
+from tests.fake_cuda.calls import LayerCall
 from tests.fake_cuda.kernels import Kernel, is_view, kernel_of, own_bytes, short_name
 
 Kind = Literal["kernel", "wait", "copy in", "copy in, no wait", "mixed devices"]
@@ -41,42 +42,6 @@ class Event:
     where: str
     kernel: Kernel | None = None
     bytes: int = 0  # of a copy
-
-
-@dataclass
-class LayerCall:
-    """A layer and what it was given, without the memory of it: tensors are made anew with `arguments()`."""
-
-    layer: Any
-    given: tuple[Any, Any]
-    autocast: bool
-
-    @classmethod
-    def of(cls, layer: Any, arguments: Any, named: Any) -> LayerCall:
-        return cls(layer, tree_map(_described, (arguments, named)), torch.is_autocast_enabled("cuda"))
-
-    def arguments(self) -> tuple[Any, Any]:
-        """Positional and named ones, of the same sizes; for use within a FakeTensorMode."""
-        return tree_map(lambda value: value.made() if isinstance(value, _Described) else value, self.given)
-
-
-@dataclass
-class _Described:
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
-    requires_grad: bool
-
-    def made(self) -> Tensor:
-        tensor = torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=self.device)
-        return tensor.requires_grad_(self.requires_grad)
-
-
-def _described(value: Any) -> Any:
-    if not isinstance(value, Tensor):
-        return value
-    return _Described(tuple(value.shape), value.stride(), value.dtype, value.device, value.requires_grad)
 
 
 class Recorder(TorchDispatchMode):

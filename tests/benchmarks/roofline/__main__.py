@@ -70,7 +70,8 @@ def _model(config: Config) -> dict[str, Any]:
     from tests.benchmarks.roofline.compiled import with_compiled_layers, with_compiled_rows
     from tests.benchmarks.roofline.figures import figures
     from tests.fake_cuda import patches
-    from tests.fake_cuda.step import Setting, run_step
+    from tests.fake_cuda.settings import Setting
+    from tests.fake_cuda.step import run_step
 
     patches.install()
     shapes = tuple((int(size), int(length)) for size, length in (shape.split("x") for shape in config.shapes))

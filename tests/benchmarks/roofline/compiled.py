@@ -20,8 +20,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
 from tests.benchmarks.roofline import ROW_PASS_BYTES, ROW_PASS_KERNELS
+from tests.fake_cuda.calls import LayerCall
 from tests.fake_cuda.kernels import Kernel
-from tests.fake_cuda.recorder import Event, LayerCall
+from tests.fake_cuda.recorder import Event
 from tests.fake_cuda.step import Recorded
 
 Made = dict[str, list[Kernel]]  # "forward" and "backward" -> kernels that are no products
