@@ -9,7 +9,6 @@ bfloat16 is widened some rows at a time, exactly, and the other operand is not r
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -109,21 +108,6 @@ class _Projected(torch.autograd.Function):
         total_VH = torch.zeros_like(used_VH, dtype=result_dtype(used_VH.dtype))
         add_outer_(total_VH, gradient_NV, hidden_NH)
         return hidden_gradient, total_VH.to(ctx.dtype), None
-
-
-@contextmanager
-def tensor_cores() -> Iterator[None]:
-    """Products of fp32 matrices round their operands to TF32 (11 bits) on CUDA inside; sums are fp32 as before.
-
-    For the readouts' maps, which a discriminator's fp32 does not need exactly and a step forms over the whole vocabulary. On
-    a CPU it changes nothing.
-    """
-    settings: Any = torch.backends.cuda.matmul
-    before, settings.fp32_precision = settings.fp32_precision, "tf32"
-    try:
-        yield
-    finally:
-        settings.fp32_precision = before
 
 
 def _mm(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:

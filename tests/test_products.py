@@ -8,7 +8,7 @@ from torch.nn.functional import cosine_similarity
 
 from gakd import CrossEntropy, ForwardKL, Head, ReverseKL, TeacherOutput, products
 from gakd.losses import chunks, fused, token_pass
-from gakd.products import add_outer_, in_step_precision, project, project_back, projected, tensor_cores
+from gakd.products import add_outer_, in_step_precision, project, project_back, projected
 
 BF16 = torch.bfloat16
 
@@ -51,22 +51,6 @@ def test_a_weight_is_rounded_under_cudas_autocast_to_bf16_alone():
     assert in_step_precision(weight) is weight
     with torch.autocast("cpu", dtype=BF16):
         assert in_step_precision(weight) is weight  # a CPU run is fp32 throughout
-
-
-@pytest.mark.parametrize("given", ["none", "ieee", "tf32"])
-def test_tensor_cores_leave_the_setting_as_it_was_errors_or_not(given):
-    settings = torch.backends.cuda.matmul
-    before, settings.fp32_precision = settings.fp32_precision, given
-
-    def failing():
-        with tensor_cores():
-            assert settings.fp32_precision == "tf32"
-            raise KeyError
-
-    with pytest.raises(KeyError):
-        failing()
-    found, settings.fp32_precision = settings.fp32_precision, before
-    assert found == given
 
 
 @pytest.fixture

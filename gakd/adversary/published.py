@@ -11,23 +11,30 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad, softplus
 
 from gakd.adversary.adversarial import frozen
+from gakd.models.unpacked import one_sequence_a_row
 from gakd.types import IGNORE_INDEX, Batch
 
 
-def padded(batch: Batch, length: int, eos_token_id: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Inputs, attention mask and labels at `length` positions; padding is end of text, and the last position always is."""
-    more = 0, length - batch.input_ids.shape[1]
+def padded(batch: Batch, length: int, eos_token_id: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Inputs, attention mask, labels and supervised rows at `length` positions.
+
+    Padding is end of text, and the last position always is.
+    """
+    width = batch.input_ids.shape[1]
+    more = 0, length - width
     input_ids_BT = batch.input_ids.masked_fill(batch.attention_mask == 0, eos_token_id)
     return (
         pad(input_ids_BT, more, value=eos_token_id),
         pad(batch.attention_mask, more),
         pad(batch.labels, more, value=IGNORE_INDEX),
+        batch.rows_N // width * length + batch.rows_N % width,
     )
 
 
 def whole_logits(model: nn.Module, input_ids_BT: Tensor, attention_mask_BT: Tensor, vocab_size: int) -> Tensor:
     """A model's logits of every position, cut to the shared vocabulary."""
-    return model(input_ids=input_ids_BT, attention_mask=attention_mask_BT, use_cache=False).logits[..., :vocab_size]
+    with one_sequence_a_row(padded=True):
+        return model(input_ids=input_ids_BT, attention_mask=attention_mask_BT, use_cache=False).logits[..., :vocab_size]
 
 
 def last_position_scores(discriminator: nn.Module, logits_BTV: Tensor) -> Tensor:
@@ -51,15 +58,15 @@ def discriminator_losses(
 
 
 def student_losses(
-    discriminator: nn.Module, live_BTV: Tensor, real_BTV: Tensor, labels_BT: Tensor
+    discriminator: nn.Module, live_BTV: Tensor, real_BTV: Tensor, labels_BT: Tensor, rows_N: Tensor
 ) -> dict[str, Tensor]:
     """Cross entropy and floored reverse KL of the supervised tokens `[N]`, and the student's side of the game `[B]`."""
-    kept_BT = labels_BT != IGNORE_INDEX
     with frozen(discriminator):
         real_B, fake_B = (last_position_scores(discriminator, logits_BTV) for logits_BTV in (real_BTV, live_BTV))
+    live_NV, real_NV = (logits_BTV.flatten(0, 1).index_select(0, rows_N) for logits_BTV in (live_BTV, real_BTV))
     return {
-        "cross_entropy": cross_entropy(live_BTV[kept_BT].float(), labels_BT[kept_BT], reduction="none"),
-        "reverse_kl": floored_reverse_kl(live_BTV[kept_BT], real_BTV[kept_BT]),
+        "cross_entropy": cross_entropy(live_NV.float(), labels_BT.flatten()[rows_N], reduction="none"),
+        "reverse_kl": floored_reverse_kl(live_NV, real_NV),
         "adversarial": softplus(real_B - fake_B),
     }
 

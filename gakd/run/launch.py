@@ -52,6 +52,15 @@ def launch(config: RunConfig) -> Fabric:
     return fabric
 
 
+def use_tensor_cores(device: torch.device, precision: str) -> None:
+    """Products that mixed precision leaves in fp32, the game's and its maps', take TF32 operands on CUDA; sums stay fp32.
+
+    A setting of the process. `32-true` leaves it alone, and so does a CPU, whose products it may change too.
+    """
+    if device.type == "cuda" and precision != "32-true":
+        torch.set_float32_matmul_precision("high")
+
+
 @contextmanager
 def _meeting_on_loopback(fabric: Fabric) -> Iterator[None]:
     """Where this process starts all others: the store by which they meet listens on this machine alone, and so do they.

@@ -30,7 +30,7 @@ from gakd.run.folder import claim, fix_date, lengthen
 from gakd.run.guard import Guard
 from gakd.run.interruptions import EXIT_STATUS, Interruptions
 from gakd.run.known import check_data, check_models, marks_of
-from gakd.run.launch import expect_gradients, launch, patient_barrier
+from gakd.run.launch import expect_gradients, launch, patient_barrier, use_tensor_cores
 from gakd.run.micro_batches import MicroBatches
 from gakd.run.prefetch import Prefetch
 from gakd.run.preflight import check_run
@@ -52,6 +52,7 @@ class Run:
         self.config = config
         check_run(config, recipe_config)
         self.fabric = launch(config)
+        use_tensor_cores(self.fabric.device, config.precision)
         self._wait_for_evaluation = patient_barrier(self.fabric)
         self._sharded = config.strategy == "fsdp2"
         self.teacher_dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32

@@ -75,8 +75,8 @@ def rollout_of(
     Lists hold `[N]` of each batch; `scores_B` and `group_B` go through all sequences in the window's order.
     """
     lengths = [length for batch in window for length in batch.lengths]
-    positions_T = torch.arange(max(lengths), device=window[0].labels.device)
-    mask_BT = positions_T < torch.tensor(lengths, device=positions_T.device).unsqueeze(1)
+    mask_BT = torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1)  # of what the host knows, without a wait
+    mask_BT = mask_BT.to(window[0].labels.device, non_blocking=True)
 
     def rows(values: Sequence[Tensor] | None) -> Tensor | None:
         return None if values is None else pad_sequence(list(torch.cat(list(values)).split(lengths)), batch_first=True)
@@ -97,7 +97,10 @@ def with_advantages(window: Sequence[Batch], rollout: Rollout, reward: Reward) -
 def with_rows(window: Sequence[Batch], rollout: Rollout, values_BT: dict[str, Tensor]) -> list[Batch]:
     """The window with what a rollout's tokens were given, `[B, T]` each, as row values of its batches."""
     counts = [len(batch.rows_N) for batch in window]
-    parts = {name: values[rollout.mask_BT].split(counts) for name, values in values_BT.items()}
+    lengths, width = [length for batch in window for length in batch.lengths], rollout.mask_BT.shape[1]
+    slots_N = torch.cat([row * width + torch.arange(length) for row, length in enumerate(lengths)])
+    slots_N = slots_N.to(rollout.mask_BT.device, non_blocking=True)  # where `mask_BT` is true, without asking it
+    parts = {name: values.flatten()[slots_N].split(counts) for name, values in values_BT.items()}
     return [
         batch.with_row_values({name: part[index] for name, part in parts.items()}) for index, batch in enumerate(window)
     ]

@@ -103,7 +103,7 @@ def main(config: Config) -> None:
         run.counts(window)
         weights["adversarial"] = config.adversarial_weight if run.step >= plays_from else 0.0
         for batch in run.micro_batches(window):
-            ids_BT, mask_BT, labels_BT = padded(batch, config.data.max_length, end)
+            ids_BT, mask_BT, labels_BT, rows_N = padded(batch, config.data.max_length, end)
             with torch.no_grad():
                 real_BTV = whole_logits(teacher.model, ids_BT, mask_BT, vocab_size)
                 fake_BTV = whole_logits(wrapped, ids_BT, mask_BT, vocab_size)
@@ -112,7 +112,7 @@ def main(config: Config) -> None:
             run.update_replicated("adversarial")
 
             losses = student_losses(
-                discriminator, whole_logits(wrapped, ids_BT, mask_BT, vocab_size), real_BTV, labels_BT
+                discriminator, whole_logits(wrapped, ids_BT, mask_BT, vocab_size), real_BTV, labels_BT, rows_N
             )
             loss = torch.stack([weight * losses[name].mean() for name, weight in weights.items()]).sum()
             run.backward(loss / len(window), {name: values.detach() for name, values in (losses | game).items()})

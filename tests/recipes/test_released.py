@@ -71,7 +71,9 @@ def test_scores_read_padding_and_see_an_offset(material):
     student = load_model(str(material / "student"))
     data = load_data(DataConfig(str(material / "data"), max_length=96, max_prompt_length=64), tokenizer)
     batch = collate(data.train[:3], tokenizer.pad_token_id)
-    ids, mask, labels = published.padded(batch, 96, tokenizer.eos_token_id)
+    ids, mask, labels, rows = published.padded(batch, 96, tokenizer.eos_token_id)
+    assert torch.equal(labels.flatten()[rows], batch.labels_N)
+    assert int((labels != IGNORE_INDEX).sum()) == len(rows)
     assert ids.shape == mask.shape == labels.shape == (3, 96)
     assert set(ids[mask == 0].tolist()) == {tokenizer.eos_token_id}
     assert (mask[:, -1] == 0).all()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from gakd.adversary.readouts.map_products import gradient_of
 from gakd.adversary.readouts.protocol import check_vocabulary
 from gakd.losses.chunks import chunks, default_chunk_rows
-from gakd.products import add_outer_, gradient_dtype, in_step_precision, project_back, tensor_cores
+from gakd.products import add_outer_, gradient_dtype, in_step_precision, project_back
 from gakd.types import Head, LogitShape
 
 
@@ -69,7 +69,7 @@ class DirectRows:
             if leaf_NR.grad is None:
                 continue
             gradient_RV = gradient_of(self.weight_RV)
-            with torch.autocast(hidden_NH.device.type, enabled=False), tensor_cores():
+            with torch.autocast(hidden_NH.device.type, enabled=False):
                 for rows, _, values_NV in _passes(hidden_NH, head, self.weight_RV, known_N, self.reading):
                     gradient_RV.addmm_(leaf_NR.grad[rows].T, values_NV)
         self._student, self._handed_out = [], []
@@ -113,7 +113,7 @@ class _LiveRows(torch.autograd.Function):
         hidden_gradient = torch.zeros_like(hidden_NH) if needs_hidden else None
         weight_gradient = torch.zeros_like(used_VH, dtype=map_RV.dtype) if needs_weight else None
         bias_gradient = torch.zeros_like(bias_V, dtype=map_RV.dtype) if needs_bias and bias_V is not None else None
-        with torch.autocast(hidden_NH.device.type, enabled=False), tensor_cores():
+        with torch.autocast(hidden_NH.device.type, enabled=False):
             along_N1 = (gradient_NR * rows_NR).sum(-1, keepdim=True)  # g . E r(z), which is (g E) . r(z)
             for rows, logits_NV, values_NV in _passes(hidden_NH, head, map_RV, known_N, ctx.reading):
                 slope_NV = ctx.reading.slope(values_NV, gradient_NR[rows] @ map_RV, along_N1[rows])
@@ -136,7 +136,7 @@ class _LiveRows(torch.autograd.Function):
 @torch.no_grad()
 def _read(hidden_NH: Tensor, head: Head, map_RV: Tensor, known_N: Tensor | None, reading: Reading) -> Tensor:
     rows_NR = map_RV.new_empty(len(hidden_NH), len(map_RV))
-    with torch.autocast(hidden_NH.device.type, enabled=False), tensor_cores():
+    with torch.autocast(hidden_NH.device.type, enabled=False):
         for rows, _, values_NV in _passes(hidden_NH, head, map_RV, known_N, reading):
             rows_NR[rows] = values_NV @ map_RV.T
     return rows_NR

@@ -22,7 +22,6 @@ from torch.nn.functional import linear
 
 from gakd.adversary.readouts.map_products import MapProducts, map_of_logits
 from gakd.adversary.readouts.protocol import Owner, check_vocabulary, rows_that_pay
-from gakd.products import tensor_cores
 from gakd.types import Head
 
 
@@ -149,8 +148,7 @@ class _LiveRows(torch.autograd.Function):
         if needs_weight:  # E^T (dM), zero on the padded end of a wider head
             weight_gradient = torch.zeros(head_size, width, dtype=map_RV.dtype, device=map_RV.device)
             projection_gradient_RH = gradient_NR.T @ hidden_NH.to(map_RV.dtype) * ctx.scale
-            with tensor_cores():
-                torch.mm(map_RV.T, projection_gradient_RH, out=weight_gradient[:vocab_size])
+            torch.mm(map_RV.T, projection_gradient_RH, out=weight_gradient[:vocab_size])
             if mean_R is not None:
                 weight_gradient[:vocab_size] -= mean_R @ projection_gradient_RH
             weight_gradient = weight_gradient.to(dtype)

@@ -14,8 +14,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gakd.products import tensor_cores
-
 CONVERTED_ROWS = 8192  # of a head in another precision than the map, converted at a time
 
 
@@ -61,7 +59,7 @@ class MapProducts:
         """`scale * E W` and `scale * E b` as leaves, unless the step has them under this name already."""
         if name not in self._formed:
             # The student's forward may run in autocast, which would round a product of the bias to bfloat16.
-            with torch.autocast(self.weight_RK.device.type, enabled=False), tensor_cores():
+            with torch.autocast(self.weight_RK.device.type, enabled=False):
                 self._formed[name] = self._product(columns_KH, bias_K, scale)
         return self.of(name)
 
@@ -94,7 +92,7 @@ class MapProducts:
     def squared_norm(self, gradient_BTR: Tensor) -> Tensor:
         """`sum_t g_t^T (E E^T) g_t`, `[B]`."""
         if self._gram_RR is None:
-            with torch.no_grad(), tensor_cores():
+            with torch.no_grad():
                 weight_RK = self.weight_RK.detach()
                 gram_RR = weight_RK @ weight_RK.T
                 if self.centered:
@@ -107,11 +105,6 @@ class MapProducts:
     @torch.no_grad()
     def flush(self) -> None:
         """Add the gradients of this step's products to the map's, and forget the products."""
-        with tensor_cores():
-            self._add_gradients()
-        self._formed, self._gram_RR, self._mean_R, self._sum_R = {}, None, None, None
-
-    def _add_gradients(self) -> None:
         weight_RK, size = self.weight_RK.detach(), self.weight_RK.shape[1]
         means_R = torch.zeros_like(weight_RK[:, 0])  # what centring takes off every column of the gradient
         for product in self._formed.values():
@@ -136,6 +129,7 @@ class MapProducts:
             self._gradient_RK.add_(self._sum_R.grad.unsqueeze(-1))
         if self.centered and self.weight_RK.grad is not None:
             self.weight_RK.grad.sub_(means_R.unsqueeze(-1))
+        self._formed, self._gram_RR, self._mean_R, self._sum_R = {}, None, None, None
 
     @property
     def _gradient_RK(self) -> Tensor:
