@@ -39,6 +39,7 @@ def _answers_of_the_device() -> None:
         "get_rng_state_all": [], "get_rng_state": torch.zeros(16, dtype=torch.uint8), "set_rng_state": None,
         "set_device": None, "synchronize": None, "empty_cache": None, "manual_seed_all": None,
         "mem_get_info": (MEMORY, MEMORY), "init": None, "_lazy_init": None,
+        "_exchange_device": 0, "_maybe_exchange_device": 0,
     }  # fmt: skip
     for name, value in answers.items():
         setattr(torch.cuda, name, _Answer(value))
