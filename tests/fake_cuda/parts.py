@@ -122,10 +122,10 @@ def watch_layers(recorder: Recorder, model: Any, whose: str) -> None:
 def part_of(event: Any, head: tuple[int, int]) -> str:
     """The row of the table that an event belongs to; `head` is the shape of the student's."""
     kernel = event.kernel
-    if event.part == "token pass" and kernel is not None:
-        return "token pass: products" if kernel.flops else "token pass: sums"
     if kernel is not None and event.backward and not kernel.flops and str(head) in kernel.shapes:
         return "head gradient sums"
+    if event.part == "token pass" and kernel is not None:
+        return "token pass: products" if kernel.flops else "token pass: sums"
     if event.part == "student forward" and event.backward:
         return "student backward"
     return event.part

@@ -36,8 +36,10 @@ def _answers_of_the_device() -> None:
     answers: dict[str, Any] = {
         "is_available": True, "device_count": 1, "current_device": 0, "is_bf16_supported": True, "is_initialized": True,
         "get_device_capability": (9, 0), "get_device_name": PROPERTIES.name, "get_device_properties": PROPERTIES,
-        "get_rng_state_all": [], "set_device": None, "synchronize": None, "empty_cache": None, "manual_seed_all": None,
+        "get_rng_state_all": [], "get_rng_state": torch.zeros(16, dtype=torch.uint8), "set_rng_state": None,
+        "set_device": None, "synchronize": None, "empty_cache": None, "manual_seed_all": None,
         "mem_get_info": (MEMORY, MEMORY), "init": None, "_lazy_init": None,
+        "_exchange_device": 0, "_maybe_exchange_device": 0,
     }  # fmt: skip
     for name, value in answers.items():
         setattr(torch.cuda, name, _Answer(value))

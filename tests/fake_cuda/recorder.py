@@ -117,13 +117,15 @@ class Recorder(TorchDispatchMode):
         if name == "_local_scalar_dense":
             return self._item(args[0])
         args = self._asked(name, args)
+        given = [value for value in tree_leaves((args, dict(kwargs))) if isinstance(value, Tensor)]
+        if name not in _MAY_MIX and len({tensor.device.type for tensor in given if tensor.ndim > 0}) > 1:
+            self._add("mixed devices", name)  # and most operations refuse it
         result = func(*args, **kwargs)
         if getattr(func, "namespace", "") == "prim":
             return result
-        ins = [value for value in tree_leaves((args, dict(kwargs))) if isinstance(value, Tensor)]
         outs = [value for value in tree_leaves(result) if isinstance(value, Tensor)]
-        if any(tensor.device.type == "cuda" for tensor in (*ins, *outs)):
-            self._happened(func, name, args, kwargs, ins, outs, result)
+        if any(tensor.device.type == "cuda" for tensor in (*given, *outs)):
+            self._happened(func, name, args, kwargs, given, outs, result)
         return result
 
     def _item(self, tensor: Tensor) -> Any:
@@ -153,9 +155,6 @@ class Recorder(TorchDispatchMode):
     ) -> None:
         for tensor in outs:
             self._note(tensor)
-        devices = {tensor.device.type for tensor in ins if tensor.ndim > 0}
-        if len(devices) > 1 and name not in _MAY_MIX:
-            self._add("mixed devices", name)
         if name in ("_to_copy", "copy_"):
             source, target = (args[1] if name == "copy_" else args[0]), outs[0]
             if source.device.type != target.device.type:

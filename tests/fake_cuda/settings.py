@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gakd.data.examples import Example
-from gakd.data.load import Data
+from gakd.data.load import Data, DataConfig
 from gakd.data.rows import Row
 from gakd.run.config import RunConfig
 
@@ -45,7 +45,9 @@ def config_of(recipe: Any, setting: Setting, folder: Path) -> Any:
     config = replace(recipe.PAPER, run=RunConfig(**asked), **setting.flags)
     longest = max(length for length, _ in _lengths(setting)) + 1
     config.data = replace(config.data, max_length=longest)
-    config.models = replace(config.models, lora_rank=setting.lora_rank)
+    config.models = replace(
+        config.models, student=setting.student, teacher=setting.teacher, lora_rank=setting.lora_rank
+    )
     return config
 
 
@@ -61,7 +63,7 @@ def data_of(setting: Setting) -> Data:
     for index, (length, supervised) in enumerate(_lengths(setting)):
         prompt = [index + 1] * (length + 1 - supervised)
         examples.append(Example(prompt, [7] * supervised, Row(str(index))))
-    return Data(examples, examples[:1], examples[:1], 0)
+    return Data(examples, examples[:1], examples[:1], 0, DataConfig())
 
 
 def groups_of(setting: Setting) -> list[list[int]]:

@@ -6,7 +6,6 @@ import importlib
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from lightning_fabric import Fabric
@@ -14,11 +13,8 @@ from lightning_fabric.plugins.precision.amp import MixedPrecision
 from lightning_fabric.strategies import SingleDeviceStrategy
 from torch.utils._python_dispatch import _disable_current_modes
 
-from gakd.adversary.lm_discriminator import LMDiscriminator
 from gakd.data.alignment import Aligned
-from gakd.models.lora import add_lora
-from gakd.teachers.aligned import AlignedTeacher
-from gakd.teachers.local import LocalTeacher
+from gakd.data.load import Data
 from gakd.types import Batch, TeacherOutput
 from tests.fake_cuda.models import DEVICE, backbone, language_model
 from tests.fake_cuda.parts import watch_layers
@@ -36,68 +32,76 @@ class Seen:
 
 
 def stand_ins(recipe: Any, setting: Setting, recorder: Recorder, seen: Seen) -> Iterator[tuple[Any, str, Any]]:
-    """What reads files or starts processes, and what stands in its place; of a recipe, those of the names that it has."""
-    training: Any = importlib.import_module("gakd.run.training")
+    """`(owner, name, stand-in)` of each; of a recipe, those of the names that it has."""
     data = data_of(setting)
 
-    def load_student(*_: Any) -> Any:
-        model = language_model(setting.student, torch.float32, setting.layers)
-        models = recipe.PAPER.models
-        if setting.lora_rank:
+    def student(load: Any) -> Any:
+        def loaded(*arguments: Any) -> Any:
             with torch.device(DEVICE):
-                model = add_lora(model, setting.lora_rank, models.lora_alpha, models.lora_dropout, models.lora_targets)
-        watch_layers(recorder, model, "student")
-        seen.student = model
-        return model
+                seen.student = load(*arguments)
+            watch_layers(recorder, seen.student, "student")
+            return seen.student
 
-    def load_teacher(*_: Any) -> Any:
-        teacher = LocalTeacher(language_model(setting.teacher, torch.bfloat16, setting.layers))
-        if setting.teacher_cache:
-            return _Cached(teacher.head)
-        watch_layers(recorder, teacher.model, "teacher")
-        return teacher
+        return loaded
 
-    def load_aligned_teacher(*_: Any) -> Any:
-        aligned = {
-            one.key: Aligned(one, [(row, row) for row in range(one.supervised)], one.supervised) for one in data.train
-        }
-        with patch("gakd.teachers.aligned.align", lambda *_: aligned):
-            model = language_model(setting.teacher, torch.bfloat16, setting.layers)
-            return AlignedTeacher(model, _Tokenizer(), data.train, _Tokenizer(), recipe.PAPER.data)  # type: ignore[arg-type]
+    def teacher(load: Any) -> Any:
+        def loaded(*arguments: Any) -> Any:
+            found = load(*arguments)
+            if setting.teacher_cache:
+                return _Cached(found.head)
+            watch_layers(recorder, found.model, "teacher")
+            return found
 
-    def pretrained_discriminator(name: str, width: int, *_: Any) -> Any:
-        with torch.device(DEVICE):
-            return LMDiscriminator(backbone(name, setting.layers), width)
+        return loaded
 
     own: dict[str, Any] = {
-        "load_student": load_student, "load_teacher": load_teacher, "load_reader": load_teacher,
-        "load_aligned_teacher": load_aligned_teacher, "load_data": lambda *_, **__: data,
-        "load_shared_tokenizer": lambda *_: _Tokenizer(), "load_tokenizer": lambda *_: _Tokenizer(),
-        "HeldOut": _HeldOut, "conclude": lambda *_: None, "end_of_text": lambda *_: 0,
-        "pretrained_discriminator": pretrained_discriminator, "resample": lambda window, *_: window,
-        "TeacherMixedSampler": _Sampler,
+        "load_data": lambda *_, **__: data, "load_shared_tokenizer": lambda *_: _Tokenizer(), "HeldOut": _HeldOut,
+        "conclude": lambda *_: None, "end_of_text": lambda *_: 0, "TeacherMixedSampler": _Sampler,
+        "resample": lambda window, *_: window,
     }  # fmt: skip
-    for name, value in own.items():
-        if hasattr(recipe, name):
-            yield recipe, name, value
+    around: dict[str, Any] = {
+        "load_student": student, "load_teacher": teacher, "load_reader": teacher, "load_aligned_teacher": teacher,
+        "TransformerDiscriminator": _there, "logit_readout": _there, "pretrained_discriminator": _there,
+    }  # fmt: skip
+    own |= {name: wrap(getattr(recipe, name)) for name, wrap in around.items() if hasattr(recipe, name)}
+    yield from ((recipe, name, value) for name, value in own.items() if hasattr(recipe, name))
+
+    everywhere: dict[str, Any] = {
+        "gakd.models.loading.load_model": lambda name, dtype=torch.float32, *_: language_model(name, dtype, setting.layers),
+        "gakd.models.loading.load_backbone": lambda name, *_, **__: backbone(name, setting.layers),
+        "gakd.models.loading.load_tokenizer": lambda *_: _Tokenizer(),
+        "gakd.models.rehearsal.prove_student": lambda *_: None,
+        "gakd.models.lora.lora_text": lambda *_: "",
+        "gakd.data.alignment.align": lambda *_: _aligned(data),
+        "gakd.run.preflight.check_run": lambda *_: None,
+        "gakd.run.known.marks_of": lambda *_: {},
+        "gakd.models.fingerprints.untrained_mark": lambda *_: "",
+        "gakd.run.launch.launch": _launched,
+        "gakd.data.collate.collate": _on_the_host(importlib.import_module("gakd.data.collate").collate),
+    }  # fmt: skip
+    if setting.shapes:
+        everywhere["gakd.data.windows.split_window"] = lambda *_, **__: groups_of(setting)
+    for place, value in everywhere.items():
+        yield from _wherever(place, value)
     # All of it is on the device from the start: fake tensors cannot take each other's place.
     yield torch.nn.Module, "to", lambda module, *_, **__: module
-    for name in ("TransformerDiscriminator", "logit_readout"):
-        if hasattr(recipe, name):
-            yield recipe, name, _there(getattr(recipe, name))
-    nothing: dict[str, Any] = {"check_run": None, "marks_of": {}, "untrained_mark": "", "check_models": None}
-    for name, value in nothing.items():
-        if hasattr(training, name):
-            yield training, name, lambda *_, value=value: value
-    collate = importlib.import_module("gakd.data.collate").collate
-    for module in [found for name, found in sys.modules.items() if name.startswith("gakd.")]:
-        if getattr(module, "collate", None) is collate:
-            yield module, "collate", _on_the_host(collate)
-        if setting.shapes and hasattr(module, "split_window") and not module.__name__.startswith("gakd.data"):
-            yield module, "split_window", lambda *_, **__: groups_of(setting)
-    yield training, "launch", _launched
+    training: Any = importlib.import_module("gakd.run.training")
     yield training.checkpoint, "rng_state", lambda: {}
     yield training.Run, "once", lambda *_: {}
+
+
+def _wherever(place: str, value: Any) -> Iterator[tuple[Any, str, Any]]:
+    """A function, by its full name, in all modules of the package that have imported it."""
+    home, _, name = place.rpartition(".")
+    real = getattr(importlib.import_module(home), name)
+    for module in [found for known, found in sys.modules.items() if known.startswith("gakd")]:
+        if vars(module).get(name) is real:
+            yield module, name, value
+
+
+def _aligned(data: Data) -> dict[str, Aligned]:
+    """Each row of the student beside a row of the teacher."""
+    return {one.key: Aligned(one, [(row, row) for row in range(one.supervised)], one.supervised) for one in data.train}
 
 
 def _on_the_host(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -6,6 +6,7 @@ scheduler has fused what it fuses. Its kernels and the bytes that they move are 
 
 from __future__ import annotations
 
+import copy
 import importlib
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -25,6 +26,8 @@ from tests.fake_cuda.kernels import Kernel
 from tests.fake_cuda.recorder import Event
 from tests.fake_cuda.step import Recorded
 
+# Passes that would run something on the card: folding constants, and padding shapes where that was measured to pay.
+_WITHOUT_A_RUN = {"joint_graph_constant_folding": False, "shape_padding": False}
 Made = dict[str, list[Kernel]]  # "forward" and "backward" -> kernels that are no products
 
 
@@ -68,7 +71,7 @@ def with_compiled_rows(events: Sequence[Event]) -> list[Event]:
 def lowered(call: LayerCall, mode: FakeTensorMode) -> Made:
     """What is no product of one layer's forward and, where anything trains, of its backward."""
     aot: Any = importlib.import_module("torch._functorch.aot_autograd")
-    partitioners: Any = importlib.import_module("torch._functorch.partitioners")
+    compile_fx: Any = importlib.import_module("torch._inductor.compile_fx")
     decompositions: Any = importlib.import_module("torch._inductor.decomposition")
     made: Made = {"forward": [], "backward": []}
     layer = call.layer
@@ -83,12 +86,13 @@ def lowered(call: LayerCall, mode: FakeTensorMode) -> Made:
         stack.enter_context(mode)
         stack.enter_context(torch.autograd.set_multithreading_enabled(False))
         stack.enter_context(_triton_is_there())
+        stack.enter_context(compile_fx.config.patch(_WITHOUT_A_RUN))
         arguments, named = call.arguments()
         compiled = aot.aot_function(
             forward,
             fw_compiler=_reader(made["forward"], mode, backward=False),
             bw_compiler=_reader(made["backward"], mode, backward=True),
-            partition_fn=partitioners.min_cut_rematerialization_partition,
+            partition_fn=compile_fx.partition_fn,
             decompositions=decompositions.select_decomp_table(),
         )
         result = compiled(dict(layer.named_parameters()), arguments, named)
@@ -112,7 +116,7 @@ def _reader(kernels: list[Kernel], mode: FakeTensorMode, backward: bool) -> Call
     virtualized: Any = importlib.import_module("torch._inductor.virtualized").V
 
     def compiler(module: Any, inputs: Sequence[Any]) -> Any:
-        run = module.forward
+        run, module = module.forward, copy.deepcopy(module)
         compile_fx.view_to_reshape(module)
         with virtualized.set_fake_mode(mode):
             compile_fx._recursive_post_grad_passes(module, is_inference=False)

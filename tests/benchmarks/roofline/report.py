@@ -13,7 +13,9 @@ _ROWS = 14
 
 def text(case: dict[str, Any]) -> str:
     """All tables of a case, with a title."""
-    title = f"### {case['name']} (modelled, {case['layers']} layers)"
+    few = case["first_layers_only"]
+    cut = f", the first {few} of each model alone: not to be quoted" if few else ""
+    title = f"### {case['name']} (modelled, {case['layers']} layers{cut})"
     shapes = ", ".join(f"{count} of {shape}" for shape, count in _counted(case["shapes"]))
     about = (
         f"{case['student']} from {case['teacher']}; micro-batches: {shapes}; {case['supervised']:,} supervised rows, "
