@@ -69,7 +69,7 @@ def _roll_out_batch(
     ids_BT, mask_BL = (tensor.to(device) for tensor in left_padded(prompts, pad))
     open_B = torch.ones(len(prompts), dtype=torch.bool, device=device)
     draws: list[Draw] = []
-    every = 1 if device.type == "cpu" else CHECKED_EVERY
+    every = _every(device)
     with (
         writing(student, keep=True) as one, writing(teacher, keep=True) as other, evaluating(one), evaluating(other),
         seeded(device, sampling.seed),
@@ -131,6 +131,11 @@ def _in_step(*models: nn.Module) -> bool:
     from torch.distributed.fsdp import FSDPModule
 
     return any(isinstance(module, FSDPModule) for model in models for module in model.modules())
+
+
+def _every(device: torch.device) -> int:
+    """Tokens from one question whether all are done to the next: on a GPU the host waits for the answer."""
+    return 1 if device.type == "cpu" else CHECKED_EVERY
 
 
 def _any(open_B: Tensor, in_step: bool) -> bool:

@@ -50,13 +50,11 @@ def _write(
 ) -> list[list[int]]:
     cache: dict[str, Any] = {}
     rows = list(prompts)
-    config.compile_config = None
+    config.compile_config = static_cache.compile_config(device) if fixed else None
     if fixed:
         rows += [min(prompts, key=len)] * (static_cache.filled(len(rows)) - len(rows))
         length = max(map(len, rows)) + cast(int, config.max_new_tokens)
         cache["past_key_values"] = static_cache.cache_for(writer, len(rows), length)
-        # transformers compiles on a GPU, and warns elsewhere.
-        config.compile_config = static_cache.compile_config() if device.type == "cuda" else None
     input_ids, attention_mask = left_padded(rows, cast(int, config.pad_token_id))
     with seeded(device, seed):
         output = writer.generate(

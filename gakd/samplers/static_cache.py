@@ -84,9 +84,9 @@ def cache_for(writer: Any, rows: int, length: int) -> StaticCache:
     return cache
 
 
-def compile_config() -> CompileConfig:
-    """One graph a shape."""
-    return CompileConfig(dynamic=False)
+def compile_config(device: torch.device) -> CompileConfig | None:
+    """One graph a shape; None on a CPU, where transformers compiles nothing."""
+    return None if device.type == "cpu" else CompileConfig(dynamic=False)
 
 
 def give_up(writer: Any, error: Exception) -> None:
