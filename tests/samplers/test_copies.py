@@ -47,7 +47,9 @@ def test_text_is_that_of_a_model_in_16_bits_and_the_model_keeps_its_bits(tokeniz
     before = {name: weight.clone() for name, weight in own.state_dict().items()}
     low = rounded(own)
     expected = [transformers_own(low, prompt) for prompt in PROMPTS]
-    assert [text.response_ids for text in generate(own, tokenizer, PROMPTS, GREEDY, dtype=LOW, batch_size=1)] == expected
+    assert [
+        text.response_ids for text in generate(own, tokenizer, PROMPTS, GREEDY, dtype=LOW, batch_size=1)
+    ] == expected
     assert [text.response_ids for text in generate(own, tokenizer, PROMPTS, GREEDY, batch_size=1)] != expected
     assert own.state_dict().keys() == before.keys()
     assert all(torch.equal(weight, before[name]) for name, weight in own.state_dict().items())

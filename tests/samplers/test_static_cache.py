@@ -80,7 +80,9 @@ def test_what_cannot_be_compiled_says_so_once_and_writes_the_same_text(fixed, to
         raise RuntimeError("no compiler\nat all")
 
     monkeypatch.setattr(static_cache, "cache_for", fail)
-    with pytest.warns(UserWarning, match="LlamaForCausalLM could not be compiled .*: RuntimeError: no compiler$") as seen:
+    with pytest.warns(
+        UserWarning, match="LlamaForCausalLM could not be compiled .*: RuntimeError: no compiler$"
+    ) as seen:
         assert generate(model, tokenizer, PROMPTS, random, 3, often=True) == expected
     assert len(seen) == 1
 
@@ -166,7 +168,9 @@ def test_a_batch_is_the_largest_power_of_two_that_fits():
 
 def test_a_sampler_writes_in_batches_of_the_bound(tokenizer, monkeypatch):
     model, samples = tiny_llama(), [Sample(prompt, [258]) for prompt in PROMPTS]
-    monkeypatch.setattr("gakd.samplers.model.largest_batch", lambda models, prompt, new: 2 if (prompt, new) == (7, 4) else 0)
+    monkeypatch.setattr(
+        "gakd.samplers.model.largest_batch", lambda models, prompt, new: 2 if (prompt, new) == (7, 4) else 0
+    )
     bounded = ModelSampler(model, tokenizer, Sampling(4, seed=3))
     given = ModelSampler(model, tokenizer, Sampling(4, seed=3), batch_size=2)
     expected, rows, own = given(samples, 1), [], model.generate
