@@ -111,7 +111,7 @@ def generate(
         for number, indices in dealt:
             own = [prompts[index] for index in indices]
             config.max_new_tokens = room(own, sampling, max_length, window)
-            compiled = often and way.cached and static_cache.serves(writer)
+            compiled = batch_size if often and way.cached and static_cache.serves(writer) else None
             rows = write_batch(writer, config, own, device, batch_seed(sampling.seed, number), compiled)
             responses |= {index: _cut(ids, ends) for index, ids in zip(indices, rows, strict=True)}
             if on_progress is not None:

@@ -26,15 +26,17 @@ class ModelSampler:
 
     A GPU writes with weights in bf16, or in `dtype`: text of a policy that is rounded a little otherwise than the one that
     is trained. What training compares text by, such as `old_log_probs`, is to come from the student in training's
-    precision, as `rollouts.policy_log_probs` takes it: ratios then begin at 1.
+    precision, as `rollouts.policy_log_probs` takes it: ratios then begin at 1. `compiled`: keep these weights between steps and
+    replay decode steps as CUDA graphs, where the model allows it; the first step then waits for a compiler.
     """
 
     def __init__(
         self, model: nn.Module, tokenizer: PreTrainedTokenizerBase, sampling: Sampling, max_length: int | None = None,
         vocab_size: int | None = None, batch_size: int | None = None, dtype: torch.dtype | None = None,
+        compiled: bool = True,
     ) -> None:  # fmt: skip
         self.model, self.tokenizer, self.sampling, self.max_length = model, tokenizer, sampling, max_length
-        self.vocab_size, self.batch_size, self.dtype = vocab_size, batch_size, dtype
+        self.vocab_size, self.batch_size, self.dtype, self.compiled = vocab_size, batch_size, dtype, compiled
         self.truncated = 0.0
 
     def __call__(self, samples: Sequence[Sample], step: int) -> list[Sample]:
@@ -43,7 +45,7 @@ class ModelSampler:
         size = self.batch_size or largest_batch([self.model], longest(prompts), sampling.max_new_tokens)
         written = generate(
             self.model, self.tokenizer, prompts, sampling, size or max(len(prompts), 1),
-            max_length=self.max_length, vocab_size=self.vocab_size, dtype=self.dtype, often=True,
+            max_length=self.max_length, vocab_size=self.vocab_size, dtype=self.dtype, often=self.compiled,
         )  # fmt: skip
         answered, cut = [], 0
         for prompt, generation in zip(prompts, written, strict=True):

@@ -14,25 +14,21 @@ from gakd.seeds import seed_of
 
 
 def write_batch(
-    writer: Any,
-    config: GenerationConfig,
-    prompts: Sequence[Sequence[int]],
-    device: torch.device,
-    seed: int,
-    compiled: bool,
-) -> list[list[int]]:
-    """Token ids behind each prompt, padding included; `compiled` where `static_cache.serves` said so.
+    writer: Any, config: GenerationConfig, prompts: Sequence[Sequence[int]], device: torch.device, seed: int,
+    compiled_size: int | None,
+) -> list[list[int]]:  # fmt: skip
+    """Token ids behind each prompt, padding included; compiled, where `static_cache.serves` said so, for batches up to a size.
 
     What cannot be compiled after all writes as it is, with a warning, from the same seed.
     """
-    if compiled:
+    if compiled_size is not None:
         try:
-            return _write(writer, config, prompts, device, seed, fixed=True)
+            return _write(writer, config, prompts, device, seed, static_cache.filled(len(prompts), compiled_size))
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever a compiler raises
             static_cache.give_up(writer, error)
-    return _write(writer, config, prompts, device, seed, fixed=False)
+    return _write(writer, config, prompts, device, seed, None)
 
 
 def batch_seed(seed: int, number: int) -> int:
@@ -41,18 +37,15 @@ def batch_seed(seed: int, number: int) -> int:
 
 
 def _write(
-    writer: Any,
-    config: GenerationConfig,
-    prompts: Sequence[Sequence[int]],
-    device: torch.device,
-    seed: int,
-    fixed: bool,
-) -> list[list[int]]:
+    writer: Any, config: GenerationConfig, prompts: Sequence[Sequence[int]], device: torch.device, seed: int,
+    fixed: int | None,
+) -> list[list[int]]:  # fmt: skip
+    """`fixed`: rows of a batch that is filled up, with a cache of one size."""
     cache: dict[str, Any] = {}
     rows = list(prompts)
-    config.compile_config = static_cache.compile_config(device) if fixed else None
-    if fixed:
-        rows += [min(prompts, key=len)] * (static_cache.filled(len(rows)) - len(rows))
+    config.compile_config = None if fixed is None else static_cache.compile_config(device)
+    if fixed is not None:
+        rows += [min(prompts, key=len)] * (fixed - len(rows))
         length = max(map(len, rows)) + cast(int, config.max_new_tokens)
         cache["past_key_values"] = static_cache.cache_for(writer, len(rows), length)
     input_ids, attention_mask = left_padded(rows, cast(int, config.pad_token_id))

@@ -51,7 +51,7 @@ def test_greedy_text_is_that_of_a_cache_that_grows(build, fixed, tokenizer):
     expected = generate(model, tokenizer, PROMPTS, greedy, 3)
     assert fixed == [], "whoever writes now and then needs no graph"
     assert generate(model, tokenizer, PROMPTS, greedy, 3, often=True) == expected
-    assert fixed == [(16, 3 + 12), (16, 7 + 12)]
+    assert fixed == [(4, 3 + 12), (4, 7 + 12)]
     assert generate(model, tokenizer, PROMPTS, greedy, 3, often=True) == expected, "a cache that was used before"
     assert len({tuple(text.ids) for text in expected}) > 1
 
@@ -59,15 +59,17 @@ def test_greedy_text_is_that_of_a_cache_that_grows(build, fixed, tokenizer):
 def test_one_cache_serves_batches_of_like_size_and_rows_that_fill_up_are_dropped(fixed, tokenizer):
     model = tiny_llama()
     samples = [Sample(prompt, [258]) for prompt in PROMPTS]
-    first = ModelSampler(model, tokenizer, Sampling(12, seed=3))(samples, 0)
+    sampler = ModelSampler(model, tokenizer, Sampling(12, seed=3), batch_size=64)
+    first = sampler(samples, 0)
     cache = static_cache._CACHES[model][1]
     assert len(first) == len(samples)
-    assert ModelSampler(model, tokenizer, Sampling(12, seed=3))(samples, 0) == first
+    assert sampler(samples, 0) == first
     assert static_cache._CACHES[model][1] is cache
     assert cache.layers[0].keys.shape[:3] == (16, 2, 128)
     static_cache.cache_for(model, 16, 129)
     assert static_cache._CACHES[model][1] is not cache
-    assert [static_cache.filled(rows) for rows in (1, 16, 17, 33, 64)] == [16, 16, 32, 64, 64]
+    assert [static_cache.filled(rows, 64) for rows in (1, 16, 17, 33, 64)] == [16, 16, 32, 64, 64]
+    assert [static_cache.filled(rows, 8) for rows in (1, 8)] == [8, 8], "never more than a card holds"
 
 
 def test_what_cannot_be_compiled_says_so_once_and_writes_the_same_text(fixed, tokenizer, monkeypatch):
@@ -126,7 +128,7 @@ def test_a_step_is_traced_whole_once_a_shape_and_never_again_after_an_update(lor
     config = CompileConfig(dynamic=False, backend="eager", mode=None)
     config._compile_all_devices = True
     monkeypatch.setattr(static_cache, "compile_config", lambda device: config)
-    sampler = ModelSampler(student, tokenizer, Sampling(12, temperature=0), dtype=torch.float64)
+    sampler = ModelSampler(student, tokenizer, Sampling(12, temperature=0), batch_size=16, dtype=torch.float64)
     samples = [Sample(prompt, [258]) for prompt in PROMPTS]
 
     def in_turn(chosen: list[Sample]) -> list[Sample]:
