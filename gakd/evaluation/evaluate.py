@@ -11,11 +11,11 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from gakd.data import Example
-from gakd.evaluation.teacher_metrics import divergences_to_teacher
+from gakd.evaluation.teacher_metrics import Teacher, divergences_to_teacher
 from gakd.evaluation.text_metrics import corpus_exact_match, rouge_l
 from gakd.losses.divergences import ReverseKL
+from gakd.run.ranks import ALONE, Ranks
 from gakd.samplers.generation import Generation, Sampling, decode, generate, padding_id
-from gakd.types import TeacherOutput
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Evaluation:
 
 def evaluate(
     student: nn.Module,
-    teacher: nn.Module | Sequence[TeacherOutput] | None,
+    teacher: Teacher | None,
     tokenizer: PreTrainedTokenizerBase,
     examples: Sequence[Example],
     sampling: Sampling,
@@ -53,12 +53,13 @@ def evaluate(
     seeds: Sequence[int] | None = None,
     reader: nn.Module | None = None,
     on_progress: Callable[[int], None] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
     """Divergences over all `examples`; text metrics over the first `text_examples` of them (None: all, 0: none).
 
     `teacher` as in `divergences_to_teacher`. `seeds` replaces `sampling.seed` and generates once for each;
     temperature 0 knows no chance, so it takes one. `reader` is a teacher that reads what the student writes. `on_progress`
-    as in `generate`.
+    as in `generate`. Batches are dealt to `ranks`, each of which gets the same evaluation.
     """
     chosen = examples if text_examples is None else examples[:text_examples]
     seeds = list(seeds or [sampling.seed])
@@ -66,7 +67,7 @@ def evaluate(
         raise ValueError(f"temperature 0 gives the same text for every seed, got seeds {seeds}: give one, or sample")
     if len(set(seeds)) != len(seeds):
         raise ValueError(f"each seed counts once in the mean, got {seeds}: drop the repeated ones")
-    divergences = divergences_to_teacher(student, teacher, examples, padding_id(tokenizer), batch_size)
+    divergences = divergences_to_teacher(student, teacher, examples, padding_id(tokenizer), batch_size, ranks=ranks)
     result = Evaluation(divergences["cross_entropy"], divergences.get("forward_kl"), divergences.get("reverse_kl"))
     if not chosen:
         return result
@@ -74,7 +75,8 @@ def evaluate(
     prompts = [example.prompt_ids for example in chosen]
     references = [example.row.responses for example in chosen]
     for seed in seeds:
-        generations = generate(student, tokenizer, prompts, replace(sampling, seed=seed), batch_size, on_progress)
+        own_sampling = replace(sampling, seed=seed)
+        generations = generate(student, tokenizer, prompts, own_sampling, batch_size, on_progress, ranks=ranks)
         texts = decode(tokenizer, generations)
         result.predictions = result.predictions or texts
         scores = [rouge_l(text, of_prompt) for text, of_prompt in zip(texts, references, strict=True)]
@@ -86,7 +88,7 @@ def evaluate(
                 example._replace(response_ids=generation.response_ids)
                 for example, generation in zip(chosen, generations, strict=True)
             ]
-            found = divergences_to_teacher(student, reader, own, padding, batch_size, [ReverseKL()])
+            found = divergences_to_teacher(student, reader, own, padding, batch_size, [ReverseKL()], ranks)
             metrics["own_reverse_kl"] = found["reverse_kl"]
         for name, value in metrics.items():
             result.by_seed.setdefault(name, []).append(value)

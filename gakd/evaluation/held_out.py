@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from torch import distributed, nn
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from gakd.data import Data, Example, spread
@@ -16,10 +17,21 @@ from gakd.data.ends import end_ids
 from gakd.evaluation.evaluate import Evaluation, evaluate
 from gakd.evaluation.plots import plot_metrics
 from gakd.evaluation.report import comparison_table, completions_table
-from gakd.evaluation.teacher_metrics import divergences_to_teacher, teacher_cross_entropy, teacher_outputs
+from gakd.evaluation.teacher_metrics import (
+    batches_of,
+    divergences_to_teacher,
+    own_teacher_outputs,
+    runs_in_step,
+    teacher_cross_entropy,
+)
 from gakd.evaluation.text_metrics import corpus_rouge_l
 from gakd.files import write_json
 from gakd.models.export import write_folder
+from gakd.models.lora import base_of
+from gakd.models.mode import device_of
+from gakd.models.sharding import is_sharded
+from gakd.run.measuring import as_measured
+from gakd.run.ranks import Ranks, all_ranks
 from gakd.samplers.generation import Sampling, decode, generate
 from gakd.teachers.cached import CachedTeacher
 from gakd.teachers.local import LocalTeacher
@@ -52,7 +64,9 @@ class HeldOut:
     """The validation and test examples of a run, and the teacher's own scores on them.
 
     The teacher's hidden states of the examples are kept after their first use, so that it reads each of them once. A
-    cached teacher writes no text: its own scores are the cross entropy alone.
+    cached teacher writes no text: its own scores are the cross entropy alone. Where a run has several processes, each makes
+    one, and all evaluate together: batches are those of one process, dealt in turn, and each keeps the hidden states of
+    its own alone.
     """
 
     def __init__(
@@ -66,16 +80,19 @@ class HeldOut:
         self.pad_token_id = data.pad_token_id
         self.valid, self.test = (spread(split, config.examples) for split in (data.valid, data.test))
         self._sampling = Sampling(config.max_new_tokens, config.temperature, seed=config.sampling_seed)
-        self._teacher_outputs: dict[str, list[TeacherOutput]] = {}
+        self._teacher_outputs: dict[str, dict[int, TeacherOutput]] = {}
+
+    @cached_property
+    def _ranks(self) -> Ranks:
+        return all_ranks()  # when all evaluate: a recipe may make this object on one rank after the other
 
     def validate(self, student: nn.Module) -> dict[str, float]:
         """On the validation split: cross entropy and divergences to the teacher, in nats per token; ROUGE-L in percent."""
-        outputs, size = self._targets("valid", self.valid), self.config.evaluation_batch_size
-        scores = divergences_to_teacher(student, outputs, self.valid, self.pad_token_id, size)
+        outputs, size = self._targets("valid", self.valid, student), self.config.evaluation_batch_size
+        scores = divergences_to_teacher(student, outputs, self.valid, self.pad_token_id, size, ranks=self._ranks)
         if chosen := spread(self.valid, self.config.valid_text_examples):
-            written = generate(
-                student, self.tokenizer, [example.prompt_ids for example in chosen], self._sampling, size
-            )
+            prompts = [example.prompt_ids for example in chosen]
+            written = generate(student, self.tokenizer, prompts, self._sampling, size, ranks=self._ranks)
             references = [example.row.responses for example in chosen]
             scores["rouge_l"] = corpus_rouge_l(decode(self.tokenizer, written), references)
         return scores
@@ -84,7 +101,7 @@ class HeldOut:
         """Everything on the test split, as JSON: `Evaluation` of the student and, where there is one, of the teacher; and
         the examples that were answered, so that the run's folder explains its own predictions.
         """
-        if not distributed.is_initialized() or distributed.get_rank() == 0:
+        if self._ranks.rank == 0:
             print(f"Evaluating on {len(self.test)} test examples, before training", flush=True)
         scores: dict[str, Any] = {"student": asdict(self._evaluate(student))}
         if self.teacher is not None:
@@ -101,26 +118,33 @@ class HeldOut:
     def _evaluate_teacher(self, teacher: LocalTeacher | CachedTeacher) -> Evaluation:
         if isinstance(teacher, LocalTeacher):
             return self._evaluate(teacher.model)
-        return Evaluation(teacher_cross_entropy(self._targets("test", self.test) or [], self.test))
+        outputs = self._teacher_outputs["test"]  # the student has been compared with them
+        return Evaluation(teacher_cross_entropy(outputs, self.test, self._ranks))
 
     def _evaluate(self, model: nn.Module) -> Evaluation:
         config = self.config
         return evaluate(
-            model, self._targets("test", self.test), self.tokenizer, self.test,
+            model, self._targets("test", self.test, model), self.tokenizer, self.test,
             self._sampling,
             text_examples=config.text_examples, batch_size=config.evaluation_batch_size,
-            reader=self.teacher.model if isinstance(self.teacher, LocalTeacher) else None,
+            reader=self.teacher.model if isinstance(self.teacher, LocalTeacher) else None, ranks=self._ranks,
         )  # fmt: skip
 
-    def _targets(self, split: str, examples: Sequence[Example]) -> list[TeacherOutput] | None:
+    def _targets(self, split: str, examples: Sequence[Example], model: nn.Module) -> dict[int, TeacherOutput] | None:
+        """The teacher's outputs of the examples on which this rank runs the model, by their place."""
         if self.teacher is None:
             return None
         if split not in self._teacher_outputs:
+            size, in_step = self.config.evaluation_batch_size, runs_in_step(model)
             if isinstance(self.teacher, CachedTeacher):
-                outputs = self.teacher.each([example.key for example in examples])
+                dealt = self._ranks.own(batches_of(examples, size), in_step)
+                own = [index for _, indices in dealt for index in indices]
+                found = self.teacher.each([examples[index].key for index in own])
+                outputs = dict(zip(own, found, strict=True))
             else:
-                size = self.config.evaluation_batch_size
-                outputs = teacher_outputs(self.teacher.model, examples, self.pad_token_id, size)
+                outputs = own_teacher_outputs(
+                    self.teacher.model, examples, self.pad_token_id, size, self._ranks, in_step
+                )
             self._teacher_outputs[split] = outputs
         return self._teacher_outputs[split]
 
@@ -128,14 +152,17 @@ class HeldOut:
 def conclude(folder: Path, student: nn.Module, held_out: HeldOut, before: dict[str, Any], main: bool = True) -> None:
     """Export the student, evaluate it again, and print and save what changed: tables, completions, curves.
 
-    Where the student is sharded every rank calls this, and the `main` one writes and prints.
+    Every rank calls this, and the `main` one writes and prints. The student is measured in the precision of `before`.
     """
-    exported = write_folder(student, held_out.tokenizer, folder / "student", end_ids(held_out.tokenizer, student))
+    exported = folder / "student"
+    if main or is_sharded(base_of(student)):  # a sharded one is gathered from all
+        write_folder(student, held_out.tokenizer, exported, end_ids(held_out.tokenizer, student))
     terminal = Console()
     console = terminal if terminal.is_terminal else Console(width=100)
     console.quiet = not main
     console.print(f"Evaluating on {len(held_out.test)} test examples, after training")
-    after = held_out.after(student)
+    with as_measured(before, device_of(student)):
+        after = held_out.after(student)
     if not main:
         return
     write_json(folder / "after.json", {"student": asdict(after)}, indent=2)

@@ -31,6 +31,7 @@ from gakd.run.guard import Guard
 from gakd.run.interruptions import EXIT_STATUS, Interruptions
 from gakd.run.known import check_data, check_models, marks_of
 from gakd.run.launch import expect_gradients, launch, patient_barrier, use_tensor_cores
+from gakd.run.measuring import measuring
 from gakd.run.micro_batches import MicroBatches
 from gakd.run.prefetch import Prefetch
 from gakd.run.preflight import check_run
@@ -83,8 +84,8 @@ class Run:
 
     @property
     def evaluates(self) -> bool:
-        """Whether this process runs evaluations: rank 0, and every rank where each holds only a part of the weights."""
-        return self.is_main or self._sharded
+        """Whether this process takes part in evaluations: each does, with its share of the batches (`gakd.run.ranks`)."""
+        return True
 
     @property
     def loading_device(self) -> torch.device:
@@ -157,15 +158,17 @@ class Run:
             self.step = step
 
     def once(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """A result that belongs to the start of the run: computed where `evaluates`, kept as JSON, read back when resuming.
+        """A result that belongs to the start of the run: computed by all ranks, kept as rank 0's JSON, read back when resuming.
 
-        The recipe's name is kept with it: recipes may share all flags, and a report must not take them for one.
+        The recipe's name is kept with it, since recipes may share all flags, and a report must not take them for one; so is the
+        precision it was computed in, for what is compared with it (`gakd.run.measuring`).
         """
         path = self.folder / name
         # As rank 0 finds it: the others may look later. One that is damaged is computed again.
         kept = self.fabric.broadcast(sealed_or_none(path) if self.is_main else None)
-        if kept is None and self.evaluates:
-            result = {"recipe": self._recipe} | compute()
+        if kept is None:
+            with measuring(self.fabric) as precision:
+                result = {"recipe": self._recipe} | precision | compute()
             if self.is_main:
                 write_sealed(path, result)
         self._wait_for_evaluation()
@@ -266,17 +269,16 @@ class Run:
         self._log.notes["discriminator_gradient_norm"] = norm
 
     def validate(self, compute: Callable[[], dict[str, float]]) -> dict[str, float] | None:
-        """When it is time, `compute` where `evaluates`, logged as `valid/...` columns; on one rank it may use no collective.
+        """When it is time, `compute` on all ranks, in training's precision; rank 0's scores are logged as `valid/...` columns.
 
         The scores, on every rank, or None when it is not time. Before `finish_step`, so that a checkpoint holds what they
-        change.
+        change. However long one rank takes, the others wait for it afterwards.
         """
         step, every = self.step + 1, self.config.evaluate_every
         if not every or (step % every and step != self.total):
             return None
-        scores: dict[str, float] = {}
         started = time.perf_counter()
-        if self.evaluates:
+        with measuring(self.fabric):
             scores = compute()
         self._log.validation(step, scores, time.perf_counter() - started)
         self._wait_for_evaluation()

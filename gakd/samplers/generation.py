@@ -10,12 +10,17 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from gakd.data.ends import channel_header, end_ids
 from gakd.models.loading import window_of_config
 from gakd.models.lora import base_of
 from gakd.models.mode import device_of, evaluating
+from gakd.models.sharding import is_sharded
+from gakd.run.ranks import ALONE, Ranks
+from gakd.samplers import static_cache
+from gakd.samplers.copies import writing
+from gakd.samplers.one_batch import batch_seed, write_batch
 from gakd.samplers.writing import batches, writing_of
 
 
@@ -65,6 +70,10 @@ def generate(
     on_progress: Callable[[int], None] | None = None,
     max_length: int | None = None,
     vocab_size: int | None = None,
+    *,
+    ranks: Ranks = ALONE,
+    dtype: torch.dtype | None = None,
+    often: bool = False,
 ) -> list[Generation]:
     """One response per prompt (token ids), in the order of the prompts.
 
@@ -72,37 +81,42 @@ def generate(
     names one: nothing is drawn that is cut off again. Near the window prompts of one length share a batch. Of a head wider
     than `vocab_size` the tokens beyond are not drawn.
 
-    The same seed, prompts and batch size give the same responses. What the checkpoint's own generation config asks for
+    The same seed, prompts and batch size give the same responses, however many `ranks` the batches are dealt to: each batch
+    has a seed of its own, the first that of `sampling`. What the checkpoint's own generation config asks for
     (top-k 20 at Qwen3, a repetition penalty at Qwen2.5) is not applied: tokens come from the model's distribution,
     changed by `sampling` alone. It stops at every end that the model's generation config, the tokenizer and its template
     know (`end_ids`). `on_progress` is called after each batch with the number of prompts in it. A model that
     is sharded over ranks (`fully_shard`) takes the steps of the longest response among them, so each rank calls this
-    with equally many batches. Raises ValueError for an empty prompt, and for one that fills the window.
+    with equally many batches.
+
+    On a GPU weights are in bf16 while it writes, or in `dtype` (`copies.writing`). `often` is for who writes at every step
+    of a run: the copy stays, and decode steps are compiled where the model can be (`static_cache`). Raises ValueError for an
+    empty prompt, and for one that fills the window.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     check_prompts(prompts)
     base, device = base_of(model), device_of(model)
-    ends, pad_token_id = end_ids(tokenizer, model), padding_id(tokenizer)
+    ends, way = end_ids(tokenizer, model), writing_of(model)
     config = generation_config(tokenizer, sampling, ends)
-    config.use_cache = writing_of(model).cached
+    config.use_cache = way.cached
     if vocab_size is not None:
         width = cast(Any, base).get_output_embeddings().weight.shape[0]
         config.suppress_tokens = list(range(vocab_size, width)) or None
+    window = window_of_config(base.config)
+    near = window is not None and _longest_text(prompts, sampling, max_length) > window
+    dealt = ranks.own(batches([model], prompts, batch_size, one_length=near), is_sharded(base))
     responses: dict[int, Generation] = {}
-    with evaluating(model), _generation_config(base, config), seeded(device, sampling.seed):
-        window = window_of_config(base.config)
-        near = window is not None and _longest_text(prompts, sampling, max_length) > window
-        for indices in batches([model], prompts, batch_size, one_length=near):
-            config.max_new_tokens = room([prompts[index] for index in indices], sampling, max_length, window)
-            input_ids, attention_mask = left_padded([prompts[index] for index in indices], pad_token_id)
-            output = cast(Any, base).generate(
-                input_ids=input_ids.to(device), attention_mask=attention_mask.to(device), generation_config=config
-            )
-            for index, ids in zip(indices, output[:, input_ids.shape[1] :].tolist(), strict=True):
-                responses[index] = _cut(ids, ends)
+    with writing(model, dtype, keep=often) as writer, evaluating(writer), _generation_config(writer, config):
+        for number, indices in dealt:
+            own = [prompts[index] for index in indices]
+            config.max_new_tokens = room(own, sampling, max_length, window)
+            compiled = batch_size if often and way.cached and static_cache.serves(writer) else None
+            rows = write_batch(writer, config, own, device, batch_seed(sampling.seed, number), compiled)
+            responses |= {index: _cut(ids, ends) for index, ids in zip(indices, rows, strict=True)}
             if on_progress is not None:
                 on_progress(len(indices))
+    responses = ranks.together(responses)
     return [responses[index] for index in range(len(prompts))]
 
 
@@ -156,36 +170,13 @@ def check_prompts(prompts: Sequence[Sequence[int]]) -> None:
 
 
 @contextmanager
-def _generation_config(base: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
+def _generation_config(base: Any, config: GenerationConfig) -> Iterator[None]:
     """Replaces the model's own generation config: `generate` fills whatever it is not told from there."""
     own, base.generation_config = base.generation_config, config
     try:
         yield
     finally:
         base.generation_config = own
-
-
-@contextmanager
-def seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """The generators of the CPU and of one device, seeded; the caller's states come back afterwards."""
-    if device.type == "cpu":
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every GPU too
-            yield
-    else:
-        index = torch.get_device_module(device).current_device() if device.index is None else device.index
-        with torch.random.fork_rng(devices=[index], device_type=device.type):
-            torch.default_generator.manual_seed(seed)
-            torch.get_device_module(device).default_generators[index].manual_seed(seed)
-            yield
-
-
-def left_padded(prompts: Sequence[Sequence[int]], pad_token_id: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and mask `[B, T]`; the mask goes by lengths, so a padding token that also ends text does no harm."""
-    width = max(len(prompt) for prompt in prompts)
-    ids = torch.tensor([[pad_token_id] * (width - len(prompt)) + list(prompt) for prompt in prompts])
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-    return ids, mask
 
 
 def _cut(ids: list[int], ends: Sequence[int]) -> Generation:

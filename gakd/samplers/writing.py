@@ -6,10 +6,12 @@ import warnings
 from collections.abc import Sequence
 from itertools import groupby
 
+import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
 from gakd.models.lora import base_of
+from gakd.models.mode import device_of
 from gakd.models.writing import Writing, prove_writing
 
 _KNOWN = "_gakd_writing"  # on the model itself: asked once
@@ -22,7 +24,9 @@ def writing_of(model: nn.Module) -> Writing:
     """
     base = base_of(model)
     if not hasattr(base, _KNOWN):
-        writing = prove_writing(model)
+        # An evaluation may be the first to ask, under autocast, which rounds more than a proof in fp32 allows.
+        with torch.autocast(device_of(base).type, enabled=False):
+            writing = prove_writing(model)
         if writing.one_length and any(isinstance(parameter, DTensor) for parameter in model.parameters()):
             warnings.warn(
                 f"{type(base).__name__} reads the padding before a prompt, and is cut over ranks, which write in step: what it "

@@ -16,6 +16,8 @@ GREEDY = ("--student-text", "0.7", "--student-temperature", "0")
 # Dropout too is drawn by each rank for itself.
 LORA = ("--lora-rank", "16", "--lora-dropout", "0")
 CASES = {"gakd": ("gakd", ()), "gakd with LoRA": ("gakd", LORA), "gkd": ("gkd", GREEDY)}
+# Several batches of an evaluation, which ranks share.
+EVALUATION = ("--evaluation-batch-size", "1")
 # Adapters and a sampler on two processes take as long again, twice.
 QUICK = "gakd"
 
@@ -32,13 +34,23 @@ def alone(request, material, tmp_path_factory) -> tuple[str, tuple[str, ...], Pa
     """A recipe, its flags, and the folder of its run in one process."""
     recipe, flags = CASES[request.param]
     output = tmp_path_factory.mktemp("alone") / "run"
-    run_here(recipe, *arguments(material, output, "--steps", "5", *flags, recipe=recipe))
+    run_here(recipe, *arguments(material, output, "--steps", "5", *EVALUATION, *flags, recipe=recipe))
     return recipe, flags, output
 
 
 def on_two(recipe: str, material: Path, output: Path, strategy: str, *flags: str) -> Path:
     given = arguments(
-        material, output, "--steps", "5", "--micro-batch-size", "2", "--devices", "2", *flags, recipe=recipe
+        material,
+        output,
+        "--steps",
+        "5",
+        "--micro-batch-size",
+        "2",
+        "--devices",
+        "2",
+        *EVALUATION,
+        *flags,
+        recipe=recipe,
     )
     result = run_there(recipe, *given, "--strategy", strategy)
     assert result.returncode == 0, result.stderr[-3000:]

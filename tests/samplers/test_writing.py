@@ -36,6 +36,14 @@ def test_a_model_is_asked_once():
     assert calls == []
 
 
+def test_a_model_is_proven_in_its_own_precision_whoever_asks():
+    model = tiny_model("Qwen3")
+    with torch.no_grad():
+        model.get_output_embeddings().weight.mul_(30)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert writing_of(model) == (False, True)
+
+
 def test_sampling_does_not_depend_on_having_been_asked():
     sampling, words = Sampling(max_new_tokens=6, seed=3), tokenizer()
     first, second = tiny_model("Qwen3"), tiny_model("Qwen3")
