@@ -14,11 +14,11 @@ from gakd.types import Head, LogitShape, TeacherOutput
 # Matrix products lose efficiency below 128 rows; above, time is flat and only memory grows, until a GPU wants more work.
 MIN_CHUNK_ROWS = 128
 HEAD_SLICE = 2048  # tokens of the vocabulary, see `_product_into`
-CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 128 * 2**20}
+CHUNK_BYTES = {"cpu": 24 * 2**20, "cuda": 128 * 2**20}
 
 
 def default_chunk_rows(vocab_size: int, device: torch.device) -> int:
-    """The smallest power of two of at least 128 rows whose fp32 logits fill 16 MiB on a CPU, 128 MiB on a GPU."""
+    """The smallest power of two of at least 128 rows whose fp32 logits fill 24 MiB on a CPU, 128 MiB on a GPU."""
     rows = MIN_CHUNK_ROWS
     while rows * vocab_size * 4 < CHUNK_BYTES.get(device.type, CHUNK_BYTES["cuda"]):
         rows *= 2

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from gakd.losses.functional import LOWEST_LOG_PROB, honest, logit_gradient_
+from gakd.losses.functional import LOWEST_LOG_PROB, honest, logit_gradient
 from gakd.types import LogitShape, LogProbs, TokenChunk, TokenTerm
 
 Kernel = Literal["auto", "eager", "compiled"]
@@ -80,7 +80,7 @@ def row_losses_and_gradient(
                 losses_N = honest(losses_N)
                 losses[index] = losses_N * term.scale if term.scale != 1.0 else losses_N
         assert gradient_NV is not None
-        own_NV = logit_gradient_(gradient_NV, chunk.student_probs_NV)
+        own_NV = logit_gradient(gradient_NV, chunk.student_probs_NV, chunks.place(gradient_NV))
         if total_NV is None:
             missing = chunks.logits_NV.shape[1] - own_NV.shape[1]
             total_NV = pad(own_NV, (0, missing)) if missing else own_NV
@@ -119,6 +119,13 @@ class _Chunks:
         """Says what will be asked for: logits that one chunk alone needs may be written to."""
         keys = {self.key(term) for term in terms} | ({(1.0, self.compared)} if normalizers else set())
         self._used_once = len(keys) == 1 and not torch.compiler.is_compiling()
+
+    def place(self, gradient_NV: Tensor) -> Tensor | None:
+        """Where the gradient goes, once nothing reads the logits any more: into their place, or a compiled graph's own."""
+        if torch.compiler.is_compiling():
+            return None
+        fits = gradient_NV.shape == self.logits_NV.shape and gradient_NV.dtype == self.logits_NV.dtype
+        return self.logits_NV if self._used_once and not self._capped and fits else gradient_NV
 
     def key(self, term: TokenTerm) -> tuple[float, int]:
         """The temperature of a term, and how many of the student's tokens it sees."""
