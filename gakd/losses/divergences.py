@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from gakd.losses import functional
+from gakd.losses import adaptive, functional
 from gakd.objective import Term
 from gakd.types import TokenChunk
 
@@ -257,10 +257,10 @@ class AdaptiveKL(Divergence):
         self.mu = mu
 
     def losses(self, student_log_probs_NV: Tensor, teacher_log_probs_NV: Tensor) -> Tensor:
-        return functional.adaptive_kl(student_log_probs_NV, teacher_log_probs_NV, self.mu)
+        return adaptive.adaptive_kl(student_log_probs_NV, teacher_log_probs_NV, self.mu)
 
     def losses_and_gradient(self, chunk: TokenChunk) -> tuple[Tensor, Tensor]:
-        return functional.adaptive_kl_with_gradient(*_arrays(chunk), self.mu)
+        return adaptive.adaptive_kl_with_gradient(*_arrays(chunk), self.mu)
 
 
 class AlphaBeta(Divergence):

@@ -22,7 +22,6 @@ from torch.nn.functional import pad
 
 LOWEST_LOG_PROB = -1e30  # stands for log 0: its exponential is 0, and 0 times it is 0, as x log x is at 0
 INFINITE = 1e20  # a loss above it holds the log-probability of a token that one model excludes and the other does not
-HEAD_SORTED = 64  # tokens about the edge of a head that are few enough to sort
 MAX_LOG_RATIO = 80.0  # expm1 of it is finite in fp32; mixtures lose only terms of size exp(-80) by the bound
 MAX_EXPONENT = 35.0  # a product of two such powers, summed over a vocabulary, is finite in fp32
 
@@ -109,7 +108,10 @@ def jensen_shannon(log_q_NV: Tensor, log_p_NV: Tensor, beta: float = 0.5) -> Ten
 
 
 def jensen_shannon_with_gradient(q_NV: Tensor, p_NV: Tensor, beta: float) -> tuple[Tensor, Tensor]:
-    """Generalised JSD at 0 < beta < 1 and `G = (1 - beta) q (log q - log m)`; the derivatives of `m` in its two summands cancel to a constant."""
+    """Generalised JSD at 0 < beta < 1 and `G = (1 - beta) q (log q - log m)`.
+
+    The derivatives of `m` in its two summands cancel to a constant.
+    """
     teacher_kl_N = _excess(q_NV, p_NV, 1 - beta).log1p_().mul_(p_NV).sum(-1)  # times -1
     gradient_NV = _excess(p_NV, q_NV, beta).log1p_().mul_(q_NV).mul_(beta - 1)
     return gradient_NV.sum(-1) - beta * teacher_kl_N, gradient_NV
@@ -127,7 +129,7 @@ def skew_forward_kl(log_q_NV: Tensor, log_p_NV: Tensor, alpha: float | Tensor = 
 
 
 def skew_forward_kl_with_gradient(q_NV: Tensor, p_NV: Tensor, alpha: float | Tensor) -> tuple[Tensor, Tensor]:
-    """Skew forward KL at alpha above 0 and `G = -(1 - alpha) q (p / m - 1)`, where `1 - p / m = e / (1 + e)` with `e = m / p - 1`."""
+    """Skew forward KL at alpha above 0 and `G = -(1 - alpha) q (p / m - 1)`; `1 - p / m = e / (1 + e)` with `e = m / p - 1`."""
     excess_NV = _excess(q_NV, p_NV, 1 - alpha)
     losses_N = torch.log1p(excess_NV).mul_(p_NV).sum(-1).neg_()
     gradient_NV = excess_NV.div_(excess_NV + 1).mul_(q_NV)
@@ -145,7 +147,10 @@ def skew_reverse_kl(log_q_NV: Tensor, log_p_NV: Tensor, alpha: float | Tensor = 
 def skew_reverse_kl_with_gradient(
     q_NV: Tensor, p_NV: Tensor, alpha: float | Tensor, detach_mixture: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Skew reverse KL at alpha above 0 and `G = q (log q - log m - alpha (q / m - 1))`; its last part is the mixture's, left out on request."""
+    """Skew reverse KL at alpha above 0 and `G = q (log q - log m - alpha (q / m - 1))`.
+
+    Its last part is the mixture's, left out on request.
+    """
     excess_NV = _excess(p_NV, q_NV, 1 - alpha)
     gradient_NV = torch.log1p(excess_NV).mul_(q_NV).neg_()
     losses_N = gradient_NV.sum(-1)
@@ -156,105 +161,6 @@ def skew_reverse_kl_with_gradient(
         else:
             gradient_NV.addcmul_(q_NV, excess_NV, value=alpha)
     return losses_N, gradient_NV
-
-
-def teacher_head(p_NV: Tensor, mu: float) -> Tensor:
-    """`[N, V]` bool: the most probable tokens of a row, as many as sum to at most `mu`; the first always, ties together."""
-    return p_NV >= _head_threshold(p_NV, mu)
-
-
-def _head_threshold(p_NV: Tensor, mu: float) -> Tensor:
-    """`[N, 1]`, at most the least probability in the head and above all outside.
-
-    Searches the bits of the float, which order as non-negative floats do. Where values may be looked at, false position takes the
-    place of most halvings, until few tokens are left between what fits and what does not: a sort of those tells.
-    """
-    integer = {4: torch.int32, 8: torch.int64}[p_NV.element_size()]
-    highest_N1 = p_NV.amax(-1, keepdim=True)
-    high_N1 = highest_N1.view(integer)  # the lowest threshold known to fit
-    scratch_NV = torch.empty_like(p_NV)
-
-    def sums(threshold_N1: Tensor) -> Tensor:
-        """Of the tokens at or above; a mask of the tensor's own type is several times faster than one of bools."""
-        torch.ge(p_NV, threshold_N1.view(p_NV.dtype), out=scratch_NV)
-        return scratch_NV.mul_(p_NV).sum(-1, keepdim=True)
-
-    if p_NV.device.type != "cpu" or type(p_NV) is not Tensor or torch.compiler.is_compiling():
-        low_N1 = torch.zeros_like(high_N1)  # the highest known not to
-        for _ in range(8 * p_NV.element_size() - 2):  # a probability is below 2: sign and highest exponent bit are 0
-            middle_N1 = (low_N1 + high_N1) // 2
-            fits_N1 = torch.where(p_NV >= middle_N1.view(p_NV.dtype), p_NV, 0.0).sum(-1, keepdim=True) <= mu
-            high_N1, low_N1 = torch.where(fits_N1, middle_N1, high_N1), torch.where(fits_N1, low_N1, middle_N1)
-        return high_N1.view(p_NV.dtype)
-
-    total_N1 = p_NV.sum(-1, keepdim=True)
-    # What is below cannot make up for the tail, whatever rounding does.
-    low_N1 = ((total_N1 - mu).clamp_(min=0) * (0.9 / p_NV.shape[-1])).view(integer)
-    high_N1 = torch.where(total_N1 <= mu, low_N1 + 1, high_N1)  # all tokens fit
-    low_N1 = torch.where(highest_N1 > mu, high_N1 - 1, low_N1)  # no second one does
-    low_sum_N1, high_sum_N1 = total_N1, sums(high_N1)
-    low_excess_N1, high_excess_N1 = total_N1 - mu, high_sum_N1 - mu
-    few = min(HEAD_SORTED, p_NV.shape[-1])
-    for step in range(24 * p_NV.element_size()):
-        # As many tokens in [low, high) would sum to as many times the least that they can be.
-        wide_N1 = (low_sum_N1 - high_sum_N1) > (few - 0.5) * low_N1.view(p_NV.dtype)
-        open_N1 = wide_N1 & (high_N1 - low_N1 > 1)
-        if not open_N1.any():
-            break
-        share_N1 = 0.5 if step % 4 == 0 else low_excess_N1 / (low_excess_N1 - high_excess_N1)
-        middle_N1 = low_N1 + ((high_N1 - low_N1) * share_N1).to(integer)
-        middle_N1 = middle_N1.clamp(low_N1 + 1, high_N1 - 1)
-        sum_N1 = sums(middle_N1)
-        fits_N1 = sum_N1 <= mu
-        falls_N1, rises_N1 = open_N1 & fits_N1, open_N1 & ~fits_N1
-        high_N1, high_sum_N1 = torch.where(falls_N1, middle_N1, high_N1), torch.where(falls_N1, sum_N1, high_sum_N1)
-        low_N1, low_sum_N1 = torch.where(rises_N1, middle_N1, low_N1), torch.where(rises_N1, sum_N1, low_sum_N1)
-        # The Illinois rule: the end that stays counts half as much the next time.
-        high_excess_N1 = torch.where(falls_N1, sum_N1 - mu, high_excess_N1 / 2)
-        low_excess_N1 = torch.where(rises_N1, sum_N1 - mu, low_excess_N1 / 2)
-    high_N1 = high_N1.view(p_NV.dtype)
-    torch.lt(p_NV, high_N1, out=scratch_NV)
-    left_NF = scratch_NV.mul_(p_NV).topk(few).values
-    fits_NF = high_sum_N1 + left_NF.cumsum(-1) <= mu
-    last_NF = left_NF > pad(left_NF[:, 1:], (0, 1), value=math.inf)  # of its equals
-    return torch.where(fits_NF & last_NF, left_NF, high_N1).amin(-1, keepdim=True)
-
-
-def _forward_share(gap_NV: Tensor, p_NV: Tensor, mu: float) -> Tensor:
-    """`[N, 1]`, the head's share of `sum_v |p - q|`, which may be written to; half where there is nothing to share."""
-    gap_N1 = gap_NV.sum(-1, keepdim=True)
-    head_NV = p_NV.clone().ge_(_head_threshold(p_NV, mu))
-    head_gap_N1 = gap_NV.mul_(head_NV).sum(-1, keepdim=True)
-    tiny = torch.finfo(p_NV.dtype).tiny
-    return (head_gap_N1 + tiny) / (gap_N1 + 2 * tiny)
-
-
-def adaptive_kl(log_q_NV: Tensor, log_p_NV: Tensor, mu: float = 0.5) -> Tensor:
-    """`w KL(p‖q) + (1 - w) KL(q‖p)`, w the share of `sum_v |p - q|` in the teacher's head (AKL, arXiv 2404.02657).
-
-    The head is `teacher_head`, all tokens at `mu` = 1; w carries no gradient, and is half where p = q.
-    """
-    if mu == 1:
-        return forward_kl(log_q_NV, log_p_NV)
-    with torch.no_grad():
-        p_NV = log_p_NV.exp()
-        share_N = _forward_share((p_NV - log_q_NV.exp()).abs_(), p_NV, mu).squeeze(-1)
-    return share_N * forward_kl(log_q_NV, log_p_NV) + (1 - share_N) * reverse_kl(log_q_NV, log_p_NV)
-
-
-def adaptive_kl_with_gradient(
-    log_q_NV: Tensor, log_p_NV: Tensor, q_NV: Tensor, p_NV: Tensor, mu: float
-) -> tuple[Tensor, Tensor]:
-    """Adaptive KL and `G = w (q - p) + (1 - w) q (log q - log p)`."""
-    if mu == 1:
-        return forward_kl_with_gradient(log_q_NV, log_p_NV, q_NV, p_NV)
-    difference_NV = q_NV - p_NV
-    share_N1 = _forward_share(difference_NV.abs(), p_NV, mu)
-    log_ratio_NV = log_q_NV - log_p_NV
-    forward_N = (log_ratio_NV * p_NV).sum(-1).neg_()
-    reverse_NV = log_ratio_NV.mul_(q_NV)
-    losses_N = torch.lerp(reverse_NV.sum(-1), forward_N, share_N1.squeeze(-1))
-    return losses_N, reverse_NV.lerp_(difference_NV, share_N1)
 
 
 def _power(log_prob_NV: Tensor, exponent: float) -> Tensor:
