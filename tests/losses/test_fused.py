@@ -349,7 +349,14 @@ def test_errors_name_what_was_got_and_what_to_do():
 
 @pytest.mark.parametrize(
     ("vocab_size", "device", "rows"),
-    [(151_936, "cpu", 128), (49_152, "cpu", 128), (1_024, "cpu", 4096), (151_936, "cuda", 256), (32_768, "cuda", 1024)],
+    [
+        (151_936, "cpu", 128),
+        (49_152, "cpu", 128),
+        (32_768, "cpu", 256),
+        (1_024, "cpu", 8192),
+        (151_936, "cuda", 256),
+        (32_768, "cuda", 1024),
+    ],
 )
 def test_default_chunk_is_a_power_of_two_that_fills_the_budget_and_at_least_128_rows(vocab_size, device, rows):
     assert default_chunk_rows(vocab_size, torch.device(device)) == rows
