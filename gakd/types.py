@@ -169,6 +169,41 @@ class Head(NamedTuple):
         return self.shape.logits(product_NV if head.bias is None else product_NV + head.bias)
 
 
+class LogProbs:
+    """Log-probabilities `[N, V]` of some rows: given, or formed from logits when they are first asked for.
+
+    `log q = (z - highest) + log_highest`, floored: to an ulp of itself, not of the logits, which may be large. What asks for
+    the labels' alone forms no others. With `in_place` they take the logits' place, which are then used up.
+    """
+
+    def __init__(
+        self, values_NV: Tensor, highest_N1: Tensor | None = None, log_highest_N1: Tensor | None = None,
+        floor: float = 0.0, in_place: bool = False,
+    ) -> None:  # fmt: skip
+        self._values_NV = values_NV  # logits until `_highest_N1` is None
+        self._highest_N1, self._log_highest_N1 = highest_N1, log_highest_N1
+        self._floor, self._in_place = floor, in_place
+
+    def all(self) -> Tensor:
+        """`[N, V]`."""
+        if self._highest_N1 is not None:
+            subtract = self._values_NV.sub_ if self._in_place else self._values_NV.sub
+            self._values_NV = self._finished_(subtract(self._highest_N1))
+            self._highest_N1 = None
+        return self._values_NV
+
+    def of(self, tokens_N: Tensor) -> Tensor:
+        """`[N]`, each row's own token: the same numbers as in `all`."""
+        found_N1 = self._values_NV.gather(-1, tokens_N.unsqueeze(-1))
+        if self._highest_N1 is not None:
+            found_N1 = self._finished_(found_N1.sub_(self._highest_N1))
+        return found_N1.squeeze(-1)
+
+    def _finished_(self, below_NV: Tensor) -> Tensor:
+        assert self._log_highest_N1 is not None
+        return below_NV.add_(self._log_highest_N1).clamp_(min=self._floor)
+
+
 class TokenChunk:
     """Some rows of one micro-batch, as a token term sees them: log-probabilities of both models, and labels.
 
@@ -177,12 +212,12 @@ class TokenChunk:
     """
 
     def __init__(
-        self, student_log_probs_NV: Tensor, teacher_log_probs_NV: Tensor | None, labels_N: Tensor,
+        self, student_log_probs: Tensor | LogProbs, teacher_log_probs: Tensor | LogProbs | None, labels_N: Tensor,
         student_probs_NV: Tensor | None = None, teacher_probs_NV: Tensor | None = None,
         row_values: dict[str, Tensor] | None = None,
     ) -> None:  # fmt: skip
-        self.student_log_probs_NV = student_log_probs_NV
-        self._teacher_log_probs_NV = teacher_log_probs_NV
+        self._student = student_log_probs if isinstance(student_log_probs, LogProbs) else LogProbs(student_log_probs)
+        self._teacher = LogProbs(teacher_log_probs) if isinstance(teacher_log_probs, Tensor) else teacher_log_probs
         self.labels_N = labels_N
         # Not cached properties: their lock ends a compiled graph.
         self._student_probs_NV, self._teacher_probs_NV = student_probs_NV, teacher_probs_NV
@@ -192,7 +227,7 @@ class TokenChunk:
         """The same rows with other log-probabilities of the student, say a leaf to differentiate."""
         return TokenChunk(
             student_log_probs_NV,
-            self._teacher_log_probs_NV,
+            self._teacher,
             self.labels_N,
             None,
             self._teacher_probs_NV,
@@ -211,16 +246,16 @@ class TokenChunk:
         return self._row_values[name]
 
     def student_log_probs_of_labels(self) -> Tensor:
-        """`[N]`."""
-        return self.student_log_probs_NV.gather(-1, self.labels_N.unsqueeze(-1)).squeeze(-1)
+        """`[N]`; cheaper than all log-probabilities, where no term of the pass asks for those."""
+        return self._student.of(self.labels_N)
+
+    @property
+    def student_log_probs_NV(self) -> Tensor:
+        return self._student.all()
 
     @property
     def teacher_log_probs_NV(self) -> Tensor:
-        if self._teacher_log_probs_NV is None:
-            raise ValueError(
-                "this term compares with a teacher, but the step has none: pass a TeacherOutput to the distiller"
-            )
-        return self._teacher_log_probs_NV
+        return self._teachers().all()
 
     @property
     def student_probs_NV(self) -> Tensor:
@@ -233,6 +268,13 @@ class TokenChunk:
         if self._teacher_probs_NV is None:
             self._teacher_probs_NV = self.teacher_log_probs_NV.exp()
         return self._teacher_probs_NV
+
+    def _teachers(self) -> LogProbs:
+        if self._teacher is None:
+            raise ValueError(
+                "this term compares with a teacher, but the step has none: pass a TeacherOutput to the distiller"
+            )
+        return self._teacher
 
 
 class TokenTerm(Protocol):

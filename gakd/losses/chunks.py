@@ -15,11 +15,11 @@ from gakd.types import Head, LogitShape, TeacherOutput
 # Matrix products lose efficiency below 128 rows; above, time is flat and only memory grows. On a GPU each chunk also reads
 # the head thrice and the sum of its gradient once and back: rows are what pays for that.
 MIN_CHUNK_ROWS = {"cpu": 128, "cuda": 1024}
-CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 128 * 2**20}
+CHUNK_BYTES = {"cpu": 24 * 2**20, "cuda": 128 * 2**20}
 
 
 def default_chunk_rows(total: int, vocab_size: int, device: torch.device) -> int:
-    """Rows of a chunk where nobody says: on a CPU a power of two of at least 128, whose fp32 logits fill 16 MiB.
+    """Rows of a chunk where nobody says: on a CPU a power of two of at least 128, whose fp32 logits fill 24 MiB.
 
     On a GPU of at least 1,024, whose logits fill 128 MiB; or so near that all chunks are alike, so that the few rows that
     are left over do not make one of their own.

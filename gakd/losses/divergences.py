@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from gakd.losses import functional
+from gakd.losses import adaptive, functional
 from gakd.objective import Term
 from gakd.types import TokenChunk
 
@@ -86,13 +86,13 @@ class CrossEntropy(TokenLoss):
     needs_teacher = False
 
     def chunk_losses(self, chunk: TokenChunk) -> Tensor:
-        return functional.cross_entropy(chunk.student_log_probs_NV, chunk.labels_N)
+        return functional.honest(-functional.floored(chunk.student_log_probs_of_labels()))
 
     def accumulate_(
         self, chunk: TokenChunk, coefficient: float | Tensor, total_NV: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         if total_NV is None:
-            total_NV = torch.zeros_like(chunk.student_log_probs_NV)
+            total_NV = torch.zeros_like(chunk.student_probs_NV)
         labels_N1 = chunk.labels_N.unsqueeze(-1)
         minus_N1 = torch.zeros_like(labels_N1, dtype=total_NV.dtype) - coefficient
         return self.chunk_losses(chunk), total_NV.scatter_add_(-1, labels_N1, minus_N1)
@@ -101,6 +101,16 @@ class CrossEntropy(TokenLoss):
 def _arrays(chunk: TokenChunk) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`log q, log p, q, p`, in the order of `functional`."""
     return chunk.student_log_probs_NV, chunk.teacher_log_probs_NV, chunk.student_probs_NV, chunk.teacher_probs_NV
+
+
+def _forward_kl(chunk: TokenChunk) -> tuple[Tensor, Tensor]:
+    return functional.forward_kl_with_gradient(*_arrays(chunk))
+
+
+def _reverse_kl(chunk: TokenChunk) -> tuple[Tensor, Tensor]:
+    return functional.reverse_kl_with_gradient(
+        chunk.student_log_probs_NV, chunk.teacher_log_probs_NV, chunk.student_probs_NV
+    )
 
 
 class ForwardKL(Divergence):
@@ -112,7 +122,7 @@ class ForwardKL(Divergence):
         return functional.forward_kl(student_log_probs_NV, teacher_log_probs_NV)
 
     def losses_and_gradient(self, chunk: TokenChunk) -> tuple[Tensor, Tensor]:
-        return functional.forward_kl_with_gradient(*_arrays(chunk))
+        return _forward_kl(chunk)
 
 
 class ReverseKL(Divergence):
@@ -124,9 +134,7 @@ class ReverseKL(Divergence):
         return functional.reverse_kl(student_log_probs_NV, teacher_log_probs_NV)
 
     def losses_and_gradient(self, chunk: TokenChunk) -> tuple[Tensor, Tensor]:
-        return functional.reverse_kl_with_gradient(
-            chunk.student_log_probs_NV, chunk.teacher_log_probs_NV, chunk.student_probs_NV
-        )
+        return _reverse_kl(chunk)
 
 
 class JensenShannon(Divergence):
@@ -148,7 +156,9 @@ class JensenShannon(Divergence):
         return functional.jensen_shannon(student_log_probs_NV, teacher_log_probs_NV, self.beta)
 
     def losses_and_gradient(self, chunk: TokenChunk) -> tuple[Tensor, Tensor]:
-        return functional.jensen_shannon_with_gradient(*_arrays(chunk), self.beta)
+        if self.beta in (0, 1):
+            return _reverse_kl(chunk) if self.beta else _forward_kl(chunk)
+        return functional.jensen_shannon_with_gradient(chunk.student_probs_NV, chunk.teacher_probs_NV, self.beta)
 
 
 class SkewForwardKL(Divergence):
@@ -173,7 +183,10 @@ class SkewForwardKL(Divergence):
         )
 
     def losses_and_gradient(self, chunk: TokenChunk) -> tuple[Tensor, Tensor]:
-        return functional.skew_forward_kl_with_gradient(*_arrays(chunk), _skew_of(chunk, self.alpha))
+        alpha = _skew_of(chunk, self.alpha)
+        if isinstance(alpha, float | int) and alpha == 0:
+            return _forward_kl(chunk)
+        return functional.skew_forward_kl_with_gradient(chunk.student_probs_NV, chunk.teacher_probs_NV, alpha)
 
 
 class SkewReverseKL(Divergence):
@@ -206,7 +219,11 @@ class SkewReverseKL(Divergence):
 
     def losses_and_gradient(self, chunk: TokenChunk) -> tuple[Tensor, Tensor]:
         alpha = _skew_of(chunk, self.alpha)
-        return functional.skew_reverse_kl_with_gradient(*_arrays(chunk), alpha, self.detach_mixture)
+        if isinstance(alpha, float | int) and alpha == 0:
+            return _reverse_kl(chunk)
+        return functional.skew_reverse_kl_with_gradient(
+            chunk.student_probs_NV, chunk.teacher_probs_NV, alpha, self.detach_mixture
+        )
 
 
 def _skew_of(chunk: TokenChunk, alpha: float) -> float | Tensor:
@@ -240,10 +257,10 @@ class AdaptiveKL(Divergence):
         self.mu = mu
 
     def losses(self, student_log_probs_NV: Tensor, teacher_log_probs_NV: Tensor) -> Tensor:
-        return functional.adaptive_kl(student_log_probs_NV, teacher_log_probs_NV, self.mu)
+        return adaptive.adaptive_kl(student_log_probs_NV, teacher_log_probs_NV, self.mu)
 
     def losses_and_gradient(self, chunk: TokenChunk) -> tuple[Tensor, Tensor]:
-        return functional.adaptive_kl_with_gradient(*_arrays(chunk), self.mu)
+        return adaptive.adaptive_kl_with_gradient(*_arrays(chunk), self.mu)
 
 
 class AlphaBeta(Divergence):
@@ -269,8 +286,9 @@ class AlphaBeta(Divergence):
 
     def losses_and_gradient(self, chunk: TokenChunk) -> tuple[Tensor, Tensor]:
         return functional.alpha_beta_with_gradient(
-            chunk.student_log_probs_NV, chunk.teacher_log_probs_NV, self.alpha, self.beta
-        )
+            lambda: chunk.student_log_probs_NV, lambda: chunk.teacher_log_probs_NV, chunk.student_probs_NV,
+            chunk.teacher_probs_NV, self.alpha, self.beta,
+        )  # fmt: skip
 
 
 class TotalVariation(Divergence):

@@ -14,6 +14,7 @@ engine's, want them `floored`, and their losses made `honest`.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -25,13 +26,13 @@ MAX_LOG_RATIO = 80.0  # expm1 of it is finite in fp32; mixtures lose only terms 
 MAX_EXPONENT = 35.0  # a product of two such powers, summed over a vocabulary, is finite in fp32
 
 
-def logit_gradient(gradient_NV: Tensor, q_NV: Tensor) -> Tensor:
+def logit_gradient(gradient_NV: Tensor, q_NV: Tensor, out: Tensor | None = None) -> Tensor:
     """Through the log-softmax: a gradient with respect to `log q` becomes one with respect to logits, `G - q sum_v G`.
 
     Over `sum_v q`, which is 1 to 2e-5 at 150,000 tokens in fp32: the gradient of one row then sums to 0.
     """
     share_N1 = gradient_NV.sum(-1, keepdim=True).div_(q_NV.sum(-1, keepdim=True))
-    return torch.addcmul(gradient_NV, q_NV, share_N1, value=-1)
+    return torch.addcmul(gradient_NV, q_NV, share_N1, value=-1, out=out)
 
 
 def floored(log_probs_NV: Tensor) -> Tensor:
@@ -82,17 +83,13 @@ def log_ratios_to_mixture(log_q_NV: Tensor, log_p_NV: Tensor, beta: float | Tens
     return -log_m_over_q_NV, log_ratio_NV - log_m_over_q_NV
 
 
-def _ratios_to_student(
-    log_q_NV: Tensor, log_p_NV: Tensor, q_NV: Tensor, p_NV: Tensor, beta: float | Tensor
-) -> tuple[Tensor, Tensor]:
-    """`log p - log q` and `m / q - 1 = beta (p - q) / q`, m as in `log_ratios_to_mixture`; fresh tensors, to be written to.
+def _excess(over_NV: Tensor, under_NV: Tensor, share: float | Tensor) -> Tensor:
+    """`m / under - 1 = share (over - under) / under`, m the mixture of share `over`; a fresh tensor, to be written to.
 
-    From the probabilities, which are there already: `expm1` of the first costs more than all else together.
+    From the probabilities, which are there already: `expm1` of their log-ratio costs more than all else together. Finite
+    where `under` has underflowed to 0: at most 1 over the smallest normal number.
     """
-    log_ratio_NV = (log_p_NV - log_q_NV).clamp_(max=MAX_LOG_RATIO)
-    tiny = torch.finfo(q_NV.dtype).tiny  # q may have underflowed to 0
-    ratio_NV = (p_NV - q_NV).div_(q_NV + tiny).clamp_(max=math.exp(MAX_LOG_RATIO))
-    return log_ratio_NV, ratio_NV.mul_(beta)
+    return (over_NV - under_NV).div_(under_NV + torch.finfo(under_NV.dtype).tiny).mul_(share)
 
 
 def jensen_shannon(log_q_NV: Tensor, log_p_NV: Tensor, beta: float = 0.5) -> Tensor:
@@ -110,19 +107,14 @@ def jensen_shannon(log_q_NV: Tensor, log_p_NV: Tensor, beta: float = 0.5) -> Ten
     return (beta * log_p_NV.exp() * log_p_over_m_NV + (1 - beta) * log_q_NV.exp() * log_q_over_m_NV).sum(-1)
 
 
-def jensen_shannon_with_gradient(
-    log_q_NV: Tensor, log_p_NV: Tensor, q_NV: Tensor, p_NV: Tensor, beta: float
-) -> tuple[Tensor, Tensor]:
-    """Generalised JSD and `G = (1 - beta) q (log q - log m)`; the derivatives of `m` in its two summands cancel to a constant."""
-    if beta == 0:
-        return forward_kl_with_gradient(log_q_NV, log_p_NV, q_NV, p_NV)
-    if beta == 1:
-        return reverse_kl_with_gradient(log_q_NV, log_p_NV, q_NV)
-    log_p_over_q_NV, excess_NV = _ratios_to_student(log_q_NV, log_p_NV, q_NV, p_NV, beta)
-    log_m_over_q_NV = excess_NV.log1p_()
-    teacher_kl_N = log_p_over_q_NV.sub_(log_m_over_q_NV).mul_(p_NV).sum(-1)
-    gradient_NV = log_m_over_q_NV.mul_(q_NV).mul_(beta - 1)
-    return gradient_NV.sum(-1) + beta * teacher_kl_N, gradient_NV
+def jensen_shannon_with_gradient(q_NV: Tensor, p_NV: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """Generalised JSD at 0 < beta < 1 and `G = (1 - beta) q (log q - log m)`.
+
+    The derivatives of `m` in its two summands cancel to a constant.
+    """
+    teacher_kl_N = _excess(q_NV, p_NV, 1 - beta).log1p_().mul_(p_NV).sum(-1)  # times -1
+    gradient_NV = _excess(p_NV, q_NV, beta).log1p_().mul_(q_NV).mul_(beta - 1)
+    return gradient_NV.sum(-1) - beta * teacher_kl_N, gradient_NV
 
 
 def skew_forward_kl(log_q_NV: Tensor, log_p_NV: Tensor, alpha: float | Tensor = 0.1) -> Tensor:
@@ -136,16 +128,12 @@ def skew_forward_kl(log_q_NV: Tensor, log_p_NV: Tensor, alpha: float | Tensor = 
     return (log_p_NV.exp() * log_ratios_to_mixture(log_q_NV, log_p_NV, alpha)[1]).sum(-1)
 
 
-def skew_forward_kl_with_gradient(
-    log_q_NV: Tensor, log_p_NV: Tensor, q_NV: Tensor, p_NV: Tensor, alpha: float | Tensor
-) -> tuple[Tensor, Tensor]:
-    """Skew forward KL and `G = -(1 - alpha) q (p / m - 1)`, where `p / m - 1 = (1 - alpha) / alpha (1 - q / m)`."""
-    if isinstance(alpha, float | int) and alpha == 0:
-        return forward_kl_with_gradient(log_q_NV, log_p_NV, q_NV, p_NV)
-    log_p_over_q_NV, excess_NV = _ratios_to_student(log_q_NV, log_p_NV, q_NV, p_NV, alpha)
-    losses_N = log_p_over_q_NV.sub_(torch.log1p(excess_NV)).mul_(p_NV).sum(-1)
+def skew_forward_kl_with_gradient(q_NV: Tensor, p_NV: Tensor, alpha: float | Tensor) -> tuple[Tensor, Tensor]:
+    """Skew forward KL at alpha above 0 and `G = -(1 - alpha) q (p / m - 1)`; `1 - p / m = e / (1 + e)` with `e = m / p - 1`."""
+    excess_NV = _excess(q_NV, p_NV, 1 - alpha)
+    losses_N = torch.log1p(excess_NV).mul_(p_NV).sum(-1).neg_()
     gradient_NV = excess_NV.div_(excess_NV + 1).mul_(q_NV)
-    return losses_N, gradient_NV.mul_(-((1 - alpha) ** 2) / alpha)
+    return losses_N, gradient_NV.mul_(1 - alpha)
 
 
 def skew_reverse_kl(log_q_NV: Tensor, log_p_NV: Tensor, alpha: float | Tensor = 0.1) -> Tensor:
@@ -157,12 +145,13 @@ def skew_reverse_kl(log_q_NV: Tensor, log_p_NV: Tensor, alpha: float | Tensor = 
 
 
 def skew_reverse_kl_with_gradient(
-    log_q_NV: Tensor, log_p_NV: Tensor, q_NV: Tensor, p_NV: Tensor, alpha: float | Tensor, detach_mixture: bool = False
+    q_NV: Tensor, p_NV: Tensor, alpha: float | Tensor, detach_mixture: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Skew reverse KL and `G = q (log q - log m - alpha (q / m - 1))`; its last part is the mixture's, left out on request."""
-    if isinstance(alpha, float | int) and alpha == 0:
-        return reverse_kl_with_gradient(log_q_NV, log_p_NV, q_NV)
-    _, excess_NV = _ratios_to_student(log_q_NV, log_p_NV, q_NV, p_NV, 1 - alpha)
+    """Skew reverse KL at alpha above 0 and `G = q (log q - log m - alpha (q / m - 1))`.
+
+    Its last part is the mixture's, left out on request.
+    """
+    excess_NV = _excess(p_NV, q_NV, 1 - alpha)
     gradient_NV = torch.log1p(excess_NV).mul_(q_NV).neg_()
     losses_N = gradient_NV.sum(-1)
     if not detach_mixture:
@@ -172,55 +161,6 @@ def skew_reverse_kl_with_gradient(
         else:
             gradient_NV.addcmul_(q_NV, excess_NV, value=alpha)
     return losses_N, gradient_NV
-
-
-def teacher_head(p_NV: Tensor, mu: float) -> Tensor:
-    """`[N, V]` bool: the most probable tokens of a row, as many as sum to at most `mu`; the first always, ties together.
-
-    Bisects the threshold over the bits of the float, which order as non-negative floats do: no sort, no synchronisation.
-    """
-    integer = {4: torch.int32, 8: torch.int64}[p_NV.element_size()]
-    high_N1 = p_NV.amax(-1, keepdim=True).view(integer)  # the lowest threshold known to fit
-    low_N1 = torch.zeros_like(high_N1)  # the highest known not to
-    for _ in range(8 * p_NV.element_size() - 2):  # a probability is below 2: sign and highest exponent bit are 0
-        middle_N1 = (low_N1 + high_N1) // 2
-        fits_N1 = torch.where(p_NV >= middle_N1.view(p_NV.dtype), p_NV, 0.0).sum(-1, keepdim=True) <= mu
-        high_N1, low_N1 = torch.where(fits_N1, middle_N1, high_N1), torch.where(fits_N1, low_N1, middle_N1)
-    return p_NV >= high_N1.view(p_NV.dtype)
-
-
-def _forward_share(q_NV: Tensor, p_NV: Tensor, mu: float) -> Tensor:
-    """`[N, 1]`, the head's share of `sum_v |p - q|`; half where there is nothing to share. Without gradient."""
-    gap_NV = (p_NV - q_NV).abs_()
-    gap_N1 = gap_NV.sum(-1, keepdim=True)
-    head_gap_N1 = gap_NV.mul_(teacher_head(p_NV, mu)).sum(-1, keepdim=True)
-    tiny = torch.finfo(p_NV.dtype).tiny
-    return (head_gap_N1 + tiny) / (gap_N1 + 2 * tiny)
-
-
-def adaptive_kl(log_q_NV: Tensor, log_p_NV: Tensor, mu: float = 0.5) -> Tensor:
-    """`w KL(p‖q) + (1 - w) KL(q‖p)`, w the share of `sum_v |p - q|` in the teacher's head (AKL, arXiv 2404.02657).
-
-    The head is `teacher_head`, all tokens at `mu` = 1; w carries no gradient, and is half where p = q.
-    """
-    if mu == 1:
-        return forward_kl(log_q_NV, log_p_NV)
-    with torch.no_grad():
-        share_N = _forward_share(log_q_NV.exp(), log_p_NV.exp(), mu).squeeze(-1)
-    return share_N * forward_kl(log_q_NV, log_p_NV) + (1 - share_N) * reverse_kl(log_q_NV, log_p_NV)
-
-
-def adaptive_kl_with_gradient(
-    log_q_NV: Tensor, log_p_NV: Tensor, q_NV: Tensor, p_NV: Tensor, mu: float
-) -> tuple[Tensor, Tensor]:
-    """Adaptive KL and `G = w (q - p) + (1 - w) q (log q - log p)`."""
-    if mu == 1:
-        return forward_kl_with_gradient(log_q_NV, log_p_NV, q_NV, p_NV)
-    share_N1 = _forward_share(q_NV, p_NV, mu)
-    forward_N, gradient_NV = forward_kl_with_gradient(log_q_NV, log_p_NV, q_NV, p_NV)
-    reverse_N, reverse_gradient_NV = reverse_kl_with_gradient(log_q_NV, log_p_NV, q_NV)
-    losses_N = torch.lerp(reverse_N, forward_N, share_N1.squeeze(-1))
-    return losses_N, gradient_NV.mul_(share_N1).add_(reverse_gradient_NV.mul_(1 - share_N1))
 
 
 def _power(log_prob_NV: Tensor, exponent: float) -> Tensor:
@@ -233,7 +173,10 @@ def _powers(log_q_NV: Tensor, log_p_NV: Tensor, exponent: float) -> tuple[Tensor
     """`q^e`, `p^e` and `L_e = (p^e - q^e) / e`, whose limit at e = 0 is `log p - log q`."""
     if exponent == 0:
         return 1.0, 1.0, log_p_NV - log_q_NV
-    q_power_NV, p_power_NV = _power(log_q_NV, exponent), _power(log_p_NV, exponent)
+    return _with_difference(_power(log_q_NV, exponent), _power(log_p_NV, exponent), exponent)
+
+
+def _with_difference(q_power_NV: Tensor, p_power_NV: Tensor, exponent: float) -> tuple[Tensor, Tensor, Tensor]:
     return q_power_NV, p_power_NV, (p_power_NV - q_power_NV).div_(exponent)
 
 
@@ -257,15 +200,28 @@ def alpha_beta(log_q_NV: Tensor, log_p_NV: Tensor, alpha: float = 0.5, beta: flo
     return (torch.expm1(exponent_NV) - exponent_NV).sum(-1) / alpha**2
 
 
-def alpha_beta_with_gradient(log_q_NV: Tensor, log_p_NV: Tensor, alpha: float, beta: float) -> tuple[Tensor, Tensor]:
-    """Alpha-beta divergence and `G = -q^b L_a = q^b (q^a - p^a) / a`; at a + b = 0, `G = (1 - (p/q)^a) / a`."""
+def alpha_beta_with_gradient(
+    log_q: Callable[[], Tensor], log_p: Callable[[], Tensor], q_NV: Tensor, p_NV: Tensor, alpha: float, beta: float
+) -> tuple[Tensor, Tensor]:
+    """Alpha-beta divergence and `G = -q^b L_a = q^b (q^a - p^a) / a`; at a + b = 0, `G = (1 - (p/q)^a) / a`.
+
+    Log-probabilities as functions, since exponents 1 and 1/2 do without.
+    """
+
+    def powers(exponent: float) -> tuple[Tensor | float, Tensor | float, Tensor]:
+        if exponent == 1:
+            return _with_difference(q_NV, p_NV, exponent)
+        if exponent == 0.5:  # a root is half as much work as an exponential
+            return _with_difference(q_NV.sqrt(), p_NV.sqrt(), exponent)
+        return _powers(log_q(), log_p(), exponent)
+
     total = alpha + beta
     if total != 0:
-        of_alpha = _powers(log_q_NV, log_p_NV, alpha)
-        of_beta = of_alpha if alpha == beta else _powers(log_q_NV, log_p_NV, beta)
+        of_alpha = powers(alpha)
+        of_beta = of_alpha if alpha == beta else powers(beta)
         gradient_NV = (of_alpha[2] * of_beta[0]).neg_()
         return of_beta[2].mul_(of_alpha[1]).add_(gradient_NV).sum(-1) / total, gradient_NV
-    log_ratio_NV = log_p_NV - log_q_NV
+    log_ratio_NV = log_p() - log_q()
     if alpha == 0:
         return log_ratio_NV.square().sum(-1) / 2, log_ratio_NV.neg_()
     exponent_NV = log_ratio_NV.mul_(alpha).clamp_(max=2 * MAX_EXPONENT)

@@ -17,19 +17,21 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from gakd.losses.functional import LOWEST_LOG_PROB, honest, logit_gradient
-from gakd.types import LogitShape, TokenChunk, TokenTerm
+from gakd.types import LogitShape, LogProbs, TokenChunk, TokenTerm
 
 Kernel = Literal["auto", "eager", "compiled"]
 
-# What one tensor of a block takes. A handful of them must fit the cache of a CPU; below, calls cost more than they do.
+# What a thread's part of one tensor of a block takes. A handful of them must fit the cache of a CPU; below, calls cost more
+# than they do, the more so the more threads must meet at the end of each.
 BLOCK_BYTES = 2 * 2**20
 
 
 def block_rows(rows: int, vocab_size: int, device: torch.device) -> int:
-    """Rows of a block: on a CPU as many as fit the cache and at least one a thread, elsewhere all."""
+    """Rows of a block: on a CPU as many as fit the cache, a multiple of the threads, elsewhere all."""
     if device.type != "cpu":
         return rows
-    return max(torch.get_num_threads(), BLOCK_BYTES // (4 * vocab_size))
+    threads = torch.get_num_threads()  # softmax and sums give each thread whole rows
+    return threads * max(1, BLOCK_BYTES // (4 * vocab_size))
 
 
 def row_losses(
@@ -38,6 +40,7 @@ def row_losses(
 ) -> list[Tensor]:  # fmt: skip
     """Losses `[N]` of each term, from raw products of hidden states and heads; `compared` as in `row_losses_and_gradient`."""
     chunks = _Chunks(product_NV, teacher_product_NV, labels_N, shape, teacher_shape, compared, row_values)
+    chunks.expect(terms)
     return [honest(term.chunk_losses(chunks.of(term))) * term.scale for term in terms]
 
 
@@ -58,9 +61,11 @@ def row_losses_and_gradient(
 
     Terms that compare see the first `compared` tokens of the student's, those that both models have; the others see all.
     Terms give gradients with respect to log-probabilities at their temperature; `logit_gradient` and a division by the
-    temperature make them gradients of logits, once for all terms of one temperature and vocabulary.
+    temperature make them gradients of logits, once for all terms of one temperature and vocabulary. Eagerly the products
+    are used up: what is formed of them takes their place, which is in cache, where a compiled graph has registers.
     """
     chunks = _Chunks(product_NV, teacher_product_NV, labels_N, shape, teacher_shape, compared, row_values)
+    chunks.expect(terms, normalizers)
     losses: dict[int, Tensor] = {}
     total_NV: Tensor | None = None
     # Terms with a teacher first: their gradient is dense and becomes the sum, a label's is then added at one place.
@@ -75,7 +80,7 @@ def row_losses_and_gradient(
                 losses_N = honest(losses_N)
                 losses[index] = losses_N * term.scale if term.scale != 1.0 else losses_N
         assert gradient_NV is not None
-        own_NV = logit_gradient(gradient_NV, chunk.student_probs_NV)
+        own_NV = logit_gradient(gradient_NV, chunk.student_probs_NV, chunks.place(gradient_NV))
         if total_NV is None:
             missing = chunks.logits_NV.shape[1] - own_NV.shape[1]
             total_NV = pad(own_NV, (0, missing)) if missing else own_NV
@@ -105,8 +110,22 @@ class _Chunks:
         if teacher_product_NV is not None:
             self.teacher_logits_NV = teacher_shape.logits(teacher_product_NV).to(self.logits_NV.dtype)
         self.compared = self.logits_NV.shape[1] if compared is None else compared
+        self._capped = shape.softcap is not None
+        self._used_once = False
         self._at: dict[tuple[float, int], TokenChunk] = {}
         self._log_normalizers: dict[tuple[float, int], list[Tensor]] = {}
+
+    def expect(self, terms: Sequence[TokenTerm], normalizers: bool = False) -> None:
+        """Says what will be asked for: logits that one chunk alone needs may be written to."""
+        keys = {self.key(term) for term in terms} | ({(1.0, self.compared)} if normalizers else set())
+        self._used_once = len(keys) == 1 and not torch.compiler.is_compiling()
+
+    def place(self, gradient_NV: Tensor) -> Tensor | None:
+        """Where the gradient goes, once nothing reads the logits any more: into their place, or a compiled graph's own."""
+        if torch.compiler.is_compiling():
+            return None
+        fits = gradient_NV.shape == self.logits_NV.shape and gradient_NV.dtype == self.logits_NV.dtype
+        return self.logits_NV if self._used_once and not self._capped and fits else gradient_NV
 
     def key(self, term: TokenTerm) -> tuple[float, int]:
         """The temperature of a term, and how many of the student's tokens it sees."""
@@ -119,12 +138,13 @@ class _Chunks:
         key = temperature, size
         if key not in self._at:
             own_NV = self.logits_NV if size == self.logits_NV.shape[1] else self.logits_NV[:, :size]
-            log_q_NV, q_NV, normalizer_N = log_probs_and_probs(own_NV, temperature)
-            log_p_NV, p_NV, normalizers = None, None, [normalizer_N]
+            # Through a cap the gradient needs the logits once more.
+            log_q, q_NV, normalizer_N = lazy_log_probs(own_NV, temperature, self._used_once and not self._capped)
+            log_p, p_NV, normalizers = None, None, [normalizer_N]
             if self.teacher_logits_NV is not None and size == self.compared:
-                log_p_NV, p_NV, normalizer_N = log_probs_and_probs(self.teacher_logits_NV, temperature)
+                log_p, p_NV, normalizer_N = lazy_log_probs(self.teacher_logits_NV, temperature, self._used_once)
                 normalizers.append(normalizer_N)
-            self._at[key] = TokenChunk(log_q_NV, log_p_NV, self.labels_N, q_NV, p_NV, self.row_values)
+            self._at[key] = TokenChunk(log_q, log_p, self.labels_N, q_NV, p_NV, self.row_values)
             self._log_normalizers[key] = normalizers
         return self._at[key]
 
@@ -134,18 +154,24 @@ class _Chunks:
         return self._log_normalizers[1.0, self.compared]
 
 
-def log_probs_and_probs(logits_NV: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
-    """`log q`, q and log-sum-exps `[N]`, from one exponential; the likeliest token's q is at least 1/V.
+def lazy_log_probs(logits_NV: Tensor, temperature: float, in_place: bool = False) -> tuple[LogProbs, Tensor, Tensor]:
+    """`log q` on request, q and log-sum-exps `[N]`, from one exponential; the likeliest token's q is at least 1/V.
 
-    `log q = (z - z_max) + log q_max`: to an ulp of itself, not of the logits, which may be large. Floored, so that a token
-    that is excluded (a logit of -inf) has a finite one. One way for both models, so that equal ones agree to the last bit.
+    Floored, so that a token that is excluded (a logit of -inf) has a finite one. One way for both models, so that equal ones
+    agree to the last bit. `in_place` lets `log q` take the logits' place.
     """
     if temperature != 1.0:
-        logits_NV = logits_NV / temperature
+        logits_NV, in_place = logits_NV / temperature, not torch.compiler.is_compiling()
     probs_NV = torch.softmax(logits_NV, dim=-1)
     highest_N1, log_highest_N1 = logits_NV.amax(-1, keepdim=True), probs_NV.amax(-1, keepdim=True).log()
-    log_probs_NV = (logits_NV - highest_N1).add_(log_highest_N1).clamp_(min=LOWEST_LOG_PROB)
-    return log_probs_NV, probs_NV, (highest_N1 - log_highest_N1).squeeze(-1)
+    log_probs = LogProbs(logits_NV, highest_N1, log_highest_N1, LOWEST_LOG_PROB, in_place)
+    return log_probs, probs_NV, (highest_N1 - log_highest_N1).squeeze(-1)
+
+
+def log_probs_and_probs(logits_NV: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """`lazy_log_probs` with all of `log q` formed."""
+    log_probs, probs_NV, normalizers_N = lazy_log_probs(logits_NV, temperature)
+    return log_probs.all(), probs_NV, normalizers_N
 
 
 RowPass = Callable[..., RowResult]

@@ -39,7 +39,7 @@ class SampledTokenLoss(TokenLoss):
             losses_N = self.of_labels(chunk, log_probs_N)
             (gradient_N,) = torch.autograd.grad(losses_N.sum(), log_probs_N)
         if total_NV is None:
-            total_NV = torch.zeros_like(chunk.student_log_probs_NV)
+            total_NV = torch.zeros_like(chunk.student_probs_NV)
         scaled_N1 = (gradient_N * coefficient).to(total_NV.dtype).unsqueeze(-1)
         return losses_N.detach(), total_NV.scatter_add_(-1, chunk.labels_N.unsqueeze(-1), scaled_N1)
 

@@ -44,7 +44,7 @@ QUICK = {"rows": 32, "length": 16, "layers": 4, "prompts": 4, "shortest": 4, "lo
 
 @dataclass(frozen=True)
 class Case:
-    family: str  # token, adversary, step or sampling
+    family: str  # token, adversary, step, trainer or sampling
     name: str
     reference: str  # what times are divided by
     others: tuple[str, ...]  # implementations beside the reference and "ours"
@@ -65,7 +65,7 @@ class Case:
 
 
 def all_cases() -> list[Case]:
-    return [*_token_cases(), *_adversary_cases(), *_step_cases(), *_sampling_cases()]
+    return [*_token_cases(), *_adversary_cases(), *_step_cases(), *_trainer_cases(), *_sampling_cases()]
 
 
 def matching(patterns: tuple[str, ...]) -> list[Case]:
@@ -108,6 +108,13 @@ def _step_cases() -> list[Case]:
     return [
         Case("step", f"{share:.0%} supervised", "release", ("ours, cached teacher",), STEP | {"supervised": share})
         for share in (1.0, 0.4)
+    ]
+
+
+def _trainer_cases() -> list[Case]:
+    return [
+        Case("trainer", divergence, "DistillationTrainer", (), STEP | {"supervised": 0.5, "divergence": divergence})
+        for divergence in ("forward_kl", "jensen_shannon", "reverse_kl")
     ]
 
 

@@ -25,6 +25,7 @@ STYLES: dict[str, tuple[str, str]] = {
     "direct": ("#7f7f7f", "s"),
     "release": ("#7f7f7f", "s"),
     "one at a time": ("#7f7f7f", "s"),
+    "DistillationTrainer": ("#2ca02c", "^"),
     "torchtune": ("#1f77b4", "D"),
     "torchtune chunked": ("#aec7e8", "D"),
     "TRL": ("#2ca02c", "^"),
@@ -32,7 +33,13 @@ STYLES: dict[str, tuple[str, str]] = {
     "Liger": ("#9467bd", "v"),
     "Liger compiled": ("#c5b0d5", "v"),
 }
-NAMES = {"token": "token terms", "adversary": "adversary", "step": "whole step", "sampling": "sampling"}
+NAMES = {
+    "token": "token terms",
+    "adversary": "adversary",
+    "step": "whole step",
+    "trainer": "plain step",
+    "sampling": "sampling",
+}
 ROW_INCHES = 0.34
 
 

@@ -13,11 +13,15 @@ from rich.table import Table
 from tests.benchmarks.cases import LIGER, PLAIN, TORCHTUNE, TRL
 
 PEERS = (*PLAIN, *TORCHTUNE, *TRL, *LIGER)  # the order of columns
-REFERENCES = {"token": "floor", "adversary": "direct", "step": "release", "sampling": "one at a time"}
+REFERENCES = {
+    "token": "floor", "adversary": "direct", "step": "release", "trainer": "DistillationTrainer", "sampling": "one at a time",
+}  # fmt: skip
 TITLES = {
     "token": "Token terms: time / time of just the matrix products, (time / ours), MB beyond inputs and gradients",
     "adversary": "Adversary: time / the direct way, (time / ours), MB beyond inputs and gradients",
     "step": "Whole step: time / the release's step, (time / ours), MB beyond models and optimizers",
+    "trainer": "Distillation step, no game: time / TRL's DistillationTrainer (without CUDA its torch fallback), MB beyond models "
+    "and optimizers",
     "sampling": "Sampling: time / one prompt at a time, tokens/s, MB beyond models",
 }
 NORM_TOLERANCE = {"cpu": 5e-3}  # relative; the release's log(x + 1e-9) alone moves it by 1e-3; a GPU computes in bf16

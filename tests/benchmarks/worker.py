@@ -23,7 +23,8 @@ import torch
 from tests.benchmarks.work import Work
 
 FAMILIES = {
-    "token": "token_cases", "adversary": "adversary_cases", "step": "step_cases", "sampling": "sampling_cases",
+    "token": "token_cases", "adversary": "adversary_cases", "step": "step_cases", "trainer": "trainer_cases",
+    "sampling": "sampling_cases",
 }  # fmt: skip
 
 

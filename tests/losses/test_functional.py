@@ -18,9 +18,11 @@ from gakd.losses import (
     SkewReverseKL,
     TotalVariation,
     UniversalLogit,
+    adaptive,
     functional,
 )
 from gakd.losses.divergences import TokenLoss
+from gakd.losses.kernel import lazy_log_probs
 from gakd.types import TokenChunk
 
 
@@ -307,16 +309,61 @@ def test_the_teachers_head_is_that_of_a_sort(mu, dtype):
     torch.manual_seed(11)
     for sharpness in (0.1, 1.0, 4.0, 30.0):
         p = (sharpness * torch.randn(6, 300, dtype=dtype)).softmax(-1)
-        heads = functional.teacher_head(p, mu)
+        heads = adaptive.teacher_head(p, mu)
         for row, head in zip(p, heads, strict=True):
             assert sorted(sorted_head(row, mu)) == head.nonzero().flatten().tolist()
 
 
+def head_by_sort(p: Tensor, mu: float) -> Tensor:
+    """Ties together, the first always; summed in float64."""
+    heads = []
+    for row in p.double():
+        threshold = row.max()
+        for candidate in row.unique():
+            if candidate > 0 and row[row >= candidate].sum() <= mu:
+                threshold = candidate
+                break  # the least that fits
+        heads.append(row >= threshold)
+    return torch.stack(heads)
+
+
+@pytest.mark.parametrize("looking", [True, False], ids=["searched", "halved"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_both_ways_to_the_head_find_that_of_a_sort(looking, dtype, monkeypatch):
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: not looking)
+    generator = torch.Generator().manual_seed(3)
+    ties = torch.randint(1, 5, (4, 700), generator=generator).to(dtype)  # hundreds of each value, more than are sorted
+    peaked = torch.zeros(2, 700, dtype=dtype).index_fill_(1, torch.tensor([5, 9]), 0.5)
+    sharp = (12 * torch.randn(4, 700, dtype=dtype, generator=generator)).softmax(-1)
+    flat = (0.1 * torch.randn(4, 700, dtype=dtype, generator=generator)).softmax(-1)
+    rows = [ties / ties.sum(-1, keepdim=True), peaked, sharp, flat, torch.full((1, 700), 1 / 700, dtype=dtype)]
+    for mu in (0.0, 0.2001, 0.5003, 0.9002):
+        for p in (*rows, torch.cat(rows), torch.ones(2, 1, dtype=dtype)):
+            assert torch.equal(adaptive.teacher_head(p, mu), head_by_sort(p, mu))
+
+
+def test_log_probabilities_on_request_are_the_same_numbers_one_or_all():
+    logits = torch.randn(6, 40)
+    logits[:, 3] = -torch.inf
+    labels = torch.tensor([3, 1, 2, 39, 3, 0])
+    expected = logits.double().log_softmax(-1).clamp(min=functional.LOWEST_LOG_PROB)
+    for in_place in (False, True):
+        own = logits.clone()
+        lazy, probs, _ = lazy_log_probs(own, 1.0, in_place)
+        before = lazy.of(labels)
+        assert torch.equal(own, logits)  # one token's are not worth the logits
+        torch.testing.assert_close(lazy.all().double(), expected, rtol=1e-6, atol=1e-6)
+        assert torch.equal(before, lazy.all().gather(1, labels[:, None]).squeeze(1))
+        assert torch.equal(lazy.of(labels), before)
+        assert (lazy.all().data_ptr() == own.data_ptr()) is in_place
+        torch.testing.assert_close(probs, logits.softmax(-1))
+
+
 def test_tokens_of_equal_probability_are_in_or_out_of_the_head_together():
     p = torch.tensor([[0.3, 0.2, 0.2, 0.2, 0.1], [0.2, 0.2, 0.2, 0.2, 0.2], [0.4, 0.4, 0.1, 0.1, 0.0]])
-    heads = functional.teacher_head(p, 0.75)
+    heads = adaptive.teacher_head(p, 0.75)
     assert heads.int().tolist() == [[1, 0, 0, 0, 0], [1, 1, 1, 1, 1], [1, 1, 0, 0, 0]]
-    assert functional.teacher_head(p, 0.5)[2].int().tolist() == [1, 1, 0, 0, 0]
+    assert adaptive.teacher_head(p, 0.5)[2].int().tolist() == [1, 1, 0, 0, 0]
 
 
 def test_total_variation_is_at_most_one_and_flat_where_two_probabilities_agree():

@@ -350,7 +350,14 @@ def test_errors_name_what_was_got_and_what_to_do():
 
 @pytest.mark.parametrize(
     ("vocab_size", "device", "rows"),
-    [(151_936, "cpu", 128), (49_152, "cpu", 128), (1_024, "cpu", 4096), (151_936, "cuda", 1024), (8_192, "cuda", 4096)],
+    [
+        (151_936, "cpu", 128),
+        (49_152, "cpu", 128),
+        (32_768, "cpu", 256),
+        (1_024, "cpu", 8192),
+        (151_936, "cuda", 1024),
+        (8_192, "cuda", 4096),
+    ],
 )
 def test_default_chunk_fills_the_budget_with_at_least_128_rows_on_a_gpu_1024(vocab_size, device, rows):
     assert default_chunk_rows(16 * rows, vocab_size, torch.device(device)) == rows
