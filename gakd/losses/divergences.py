@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gakd.losses import functional
+from gakd.losses.formula import RowFormula
 from gakd.objective import Term
 from gakd.types import TokenChunk
 
@@ -97,6 +98,9 @@ class CrossEntropy(TokenLoss):
         minus_N1 = torch.zeros_like(labels_N1, dtype=total_NV.dtype) - coefficient
         return self.chunk_losses(chunk), total_NV.scatter_add_(-1, labels_N1, minus_N1)
 
+    def row_formula(self) -> RowFormula:
+        return RowFormula("cross_entropy")
+
 
 def _arrays(chunk: TokenChunk) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`log q, log p, q, p`, in the order of `functional`."""
@@ -114,6 +118,9 @@ class ForwardKL(Divergence):
     def losses_and_gradient(self, chunk: TokenChunk) -> tuple[Tensor, Tensor]:
         return functional.forward_kl_with_gradient(*_arrays(chunk))
 
+    def row_formula(self) -> RowFormula:
+        return RowFormula("forward_kl")
+
 
 class ReverseKL(Divergence):
     """KL(student‖teacher) (MiniLLM, arXiv 2306.08543; the token term of GAKD), over the whole vocabulary."""
@@ -127,6 +134,9 @@ class ReverseKL(Divergence):
         return functional.reverse_kl_with_gradient(
             chunk.student_log_probs_NV, chunk.teacher_log_probs_NV, chunk.student_probs_NV
         )
+
+    def row_formula(self) -> RowFormula:
+        return RowFormula("reverse_kl")
 
 
 class JensenShannon(Divergence):
@@ -149,6 +159,11 @@ class JensenShannon(Divergence):
 
     def losses_and_gradient(self, chunk: TokenChunk) -> tuple[Tensor, Tensor]:
         return functional.jensen_shannon_with_gradient(*_arrays(chunk), self.beta)
+
+    def row_formula(self) -> RowFormula:
+        if self.beta in (0, 1):
+            return RowFormula("forward_kl" if self.beta == 0 else "reverse_kl")
+        return RowFormula("jensen_shannon", self.beta)
 
 
 class SkewForwardKL(Divergence):
@@ -174,6 +189,9 @@ class SkewForwardKL(Divergence):
 
     def losses_and_gradient(self, chunk: TokenChunk) -> tuple[Tensor, Tensor]:
         return functional.skew_forward_kl_with_gradient(*_arrays(chunk), _skew_of(chunk, self.alpha))
+
+    def row_formula(self) -> RowFormula:
+        return RowFormula("skew_forward_kl", self.alpha, row_value="skew_alpha")
 
 
 class SkewReverseKL(Divergence):
@@ -207,6 +225,10 @@ class SkewReverseKL(Divergence):
     def losses_and_gradient(self, chunk: TokenChunk) -> tuple[Tensor, Tensor]:
         alpha = _skew_of(chunk, self.alpha)
         return functional.skew_reverse_kl_with_gradient(*_arrays(chunk), alpha, self.detach_mixture)
+
+    def row_formula(self) -> RowFormula:
+        kind = "skew_reverse_kl_detached" if self.detach_mixture else "skew_reverse_kl"
+        return RowFormula(kind, self.alpha, row_value="skew_alpha")
 
 
 def _skew_of(chunk: TokenChunk, alpha: float) -> float | Tensor:
@@ -272,6 +294,10 @@ class AlphaBeta(Divergence):
             chunk.student_log_probs_NV, chunk.teacher_log_probs_NV, self.alpha, self.beta
         )
 
+    def row_formula(self) -> RowFormula:
+        kind = "alpha_beta" if self.alpha + self.beta != 0 else "alpha_beta_of_sum_zero"
+        return RowFormula(kind, self.alpha, self.beta)
+
 
 class TotalVariation(Divergence):
     """`1/2 sum |p - q|` (f-distill, arXiv 2307.15190): bounded, and blind to how small a probability is."""
@@ -283,6 +309,9 @@ class TotalVariation(Divergence):
 
     def losses_and_gradient(self, chunk: TokenChunk) -> tuple[Tensor, Tensor]:
         return functional.total_variation_with_gradient(chunk.student_probs_NV, chunk.teacher_probs_NV)
+
+    def row_formula(self) -> RowFormula:
+        return RowFormula("total_variation")
 
 
 class UniversalLogit(Divergence):

@@ -17,7 +17,8 @@ from torch.autograd.function import once_differentiable
 
 from gakd.losses.checks import check_pass, refuse_labels
 from gakd.losses.chunks import Chunk, chunks, default_chunk_rows, teacher_vocab_size
-from gakd.losses.kernel import Kernel, row_losses, row_pass
+from gakd.losses.kernel import row_losses
+from gakd.losses.row_pass import Kernel, row_pass
 from gakd.types import Head, RowValues, TeacherOutput, TokenTerm
 
 
@@ -67,7 +68,7 @@ def token_pass(
     head). Terms whose coefficient is 0 are not computed. Those that compare see heads of different padded width over the same
     tokenizer cut to the shared vocabulary; without one, neither is, and every term must do without it. A term without a
     teacher is over the student's whole head, whatever stands beside it. Where the teacher speaks
-    about some rows only, the losses of its terms are 0 on the others. `kernel` as in `kernel.row_pass`. One backward a
+    about some rows only, the losses of its terms are 0 on the others. `kernel` as in `row_pass.row_pass`. One backward a
     call: the gradients are handed over, not kept. Raises ValueError where rows and labels differ in number, where a term
     lacks its teacher or the vocabulary that it shares, where log-sum-exps are asked of such a teacher, for a label beyond
     the head (on a CPU; a GPU would wait) and for a head in fp16, whose gradients overflow.

@@ -1,16 +1,14 @@
 """What happens to the logits of some rows: log-softmax in fp32, every term, and one gradient. Row by row, no products.
 
 This is the part of a token pass that memory bandwidth bounds. On a CPU it runs on blocks of a few rows, which stay in
-cache from the first operation to the last; on a GPU on a whole chunk, compiled into few kernels where that is possible.
+cache from the first operation to the last; on a GPU on a whole chunk, by the kernels of `row_pass.py`, which this one is
+the oracle of.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import warnings
-from collections.abc import Callable, Sequence
-from functools import cache
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,8 +16,6 @@ from torch.nn.functional import pad
 
 from gakd.losses.functional import LOWEST_LOG_PROB, honest, logit_gradient
 from gakd.types import LogitShape, TokenChunk, TokenTerm
-
-Kernel = Literal["auto", "eager", "compiled"]
 
 # What one tensor of a block takes. A handful of them must fit the cache of a CPU; below, calls cost more than they do.
 BLOCK_BYTES = 2 * 2**20
@@ -146,50 +142,3 @@ def log_probs_and_probs(logits_NV: Tensor, temperature: float) -> tuple[Tensor, 
     highest_N1, log_highest_N1 = logits_NV.amax(-1, keepdim=True), probs_NV.amax(-1, keepdim=True).log()
     log_probs_NV = (logits_NV - highest_N1).add_(log_highest_N1).clamp_(min=LOWEST_LOG_PROB)
     return log_probs_NV, probs_NV, (highest_N1 - log_highest_N1).squeeze(-1)
-
-
-RowPass = Callable[..., RowResult]
-
-
-def row_pass(kernel: Kernel, device: torch.device) -> RowPass:
-    """The eager function, or the same compiled.
-
-    `auto` compiles on CUDA, where the pass is then a few kernels instead of some twenty, and not on a CPU, where blocks
-    in cache were as fast when measured (`tests/benchmarks`). Where compilation fails, eager takes over with a warning.
-    """
-    if kernel not in ("auto", "eager", "compiled"):
-        raise ValueError(f"kernel is auto, eager or compiled, got {kernel!r}")
-    if kernel == "eager" or (kernel == "auto" and not (device.type == "cuda" and _has_triton())):
-        return row_losses_and_gradient
-    return _compiled()
-
-
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
-
-
-@cache
-def _compiled() -> RowPass:
-    compiled: Any = None
-    broken = False
-
-    def run(*arguments: Any) -> RowResult:
-        nonlocal compiled, broken
-        _, _, labels_N, _, coefficients = arguments[:5]
-        if coefficients and not broken:
-            try:
-                compiled = compiled or torch.compile(row_losses_and_gradient)
-                # As a tensor, and so no constant of the code: a schedule changes them every step.
-                as_tensor = torch.stack(
-                    [labels_N.new_full((), value, dtype=torch.float64) for value in [*coefficients, 0.0]]
-                )
-                return compiled(*arguments[:4], as_tensor, *arguments[5:])
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as error:  # a missing compiler shows up as any of a dozen types
-                broken = True
-                reason = str(error).strip().splitlines()[0]
-                warnings.warn(f"torch.compile failed, the eager kernel takes over: {reason}", stacklevel=2)
-        return row_losses_and_gradient(*arguments)
-
-    return run

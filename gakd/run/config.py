@@ -54,8 +54,8 @@ class RunConfig:
     """Nodes, under torchrun or SLURM."""
     strategy: Literal["auto", "ddp", "fsdp2"] = "auto"
     """auto and ddp: each device holds both models whole; fsdp2: their weights are cut over all devices."""
-    kernel: Literal["auto", "eager", "compiled"] = "auto"
-    """Row-wise part of the token losses; auto: compiled on a GPU, else eager. Compiling takes a minute of the first step."""
+    kernel: Literal["auto", "eager", "compiled", "triton"] = "auto"
+    """Row-wise part of the token losses; auto: on a GPU triton (compiled for terms that it has no formula of), else eager."""
     precision: Literal["auto", "32-true", "bf16-mixed", "bf16-true"] = "auto"
     """auto: bf16-mixed on a GPU, 32-true on a CPU."""
 
