@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from gakd.adversary.adversarial import Adversarial
 from gakd.losses.divergences import CrossEntropy
 from gakd.losses.fused import token_pass, token_values
-from gakd.losses.kernel import Kernel
 from gakd.losses.policy_gradient import SampledTokenLoss
 from gakd.losses.router_balance import RouterBalance, asks_for_balance
+from gakd.losses.row_pass import Kernel
 from gakd.models.heads import head_of, hidden_rows
 from gakd.models.lora import base_of
 from gakd.models.mode import switch_off_dropout

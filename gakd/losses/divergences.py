@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from gakd.losses import adaptive, functional
+from gakd.losses.formula import RowFormula
 from gakd.objective import Term
 from gakd.types import TokenChunk
 
@@ -97,6 +98,9 @@ class CrossEntropy(TokenLoss):
         minus_N1 = torch.zeros_like(labels_N1, dtype=total_NV.dtype) - coefficient
         return self.chunk_losses(chunk), total_NV.scatter_add_(-1, labels_N1, minus_N1)
 
+    def row_formula(self) -> RowFormula:
+        return RowFormula("cross_entropy")
+
 
 def _arrays(chunk: TokenChunk) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`log q, log p, q, p`, in the order of `functional`."""
@@ -124,6 +128,9 @@ class ForwardKL(Divergence):
     def losses_and_gradient(self, chunk: TokenChunk) -> tuple[Tensor, Tensor]:
         return _forward_kl(chunk)
 
+    def row_formula(self) -> RowFormula:
+        return RowFormula("forward_kl")
+
 
 class ReverseKL(Divergence):
     """KL(student‖teacher) (MiniLLM, arXiv 2306.08543; the token term of GAKD), over the whole vocabulary."""
@@ -135,6 +142,9 @@ class ReverseKL(Divergence):
 
     def losses_and_gradient(self, chunk: TokenChunk) -> tuple[Tensor, Tensor]:
         return _reverse_kl(chunk)
+
+    def row_formula(self) -> RowFormula:
+        return RowFormula("reverse_kl")
 
 
 class JensenShannon(Divergence):
@@ -159,6 +169,11 @@ class JensenShannon(Divergence):
         if self.beta in (0, 1):
             return _reverse_kl(chunk) if self.beta else _forward_kl(chunk)
         return functional.jensen_shannon_with_gradient(chunk.student_probs_NV, chunk.teacher_probs_NV, self.beta)
+
+    def row_formula(self) -> RowFormula:
+        if self.beta in (0, 1):
+            return RowFormula("forward_kl" if self.beta == 0 else "reverse_kl")
+        return RowFormula("jensen_shannon", self.beta)
 
 
 class SkewForwardKL(Divergence):
@@ -187,6 +202,9 @@ class SkewForwardKL(Divergence):
         if isinstance(alpha, float | int) and alpha == 0:
             return _forward_kl(chunk)
         return functional.skew_forward_kl_with_gradient(chunk.student_probs_NV, chunk.teacher_probs_NV, alpha)
+
+    def row_formula(self) -> RowFormula:
+        return RowFormula("skew_forward_kl", self.alpha, row_value="skew_alpha")
 
 
 class SkewReverseKL(Divergence):
@@ -224,6 +242,10 @@ class SkewReverseKL(Divergence):
         return functional.skew_reverse_kl_with_gradient(
             chunk.student_probs_NV, chunk.teacher_probs_NV, alpha, self.detach_mixture
         )
+
+    def row_formula(self) -> RowFormula:
+        kind = "skew_reverse_kl_detached" if self.detach_mixture else "skew_reverse_kl"
+        return RowFormula(kind, self.alpha, row_value="skew_alpha")
 
 
 def _skew_of(chunk: TokenChunk, alpha: float) -> float | Tensor:
@@ -290,6 +312,10 @@ class AlphaBeta(Divergence):
             chunk.teacher_probs_NV, self.alpha, self.beta,
         )  # fmt: skip
 
+    def row_formula(self) -> RowFormula:
+        kind = "alpha_beta" if self.alpha + self.beta != 0 else "alpha_beta_of_sum_zero"
+        return RowFormula(kind, self.alpha, self.beta)
+
 
 class TotalVariation(Divergence):
     """`1/2 sum |p - q|` (f-distill, arXiv 2307.15190): bounded, and blind to how small a probability is."""
@@ -301,6 +327,9 @@ class TotalVariation(Divergence):
 
     def losses_and_gradient(self, chunk: TokenChunk) -> tuple[Tensor, Tensor]:
         return functional.total_variation_with_gradient(chunk.student_probs_NV, chunk.teacher_probs_NV)
+
+    def row_formula(self) -> RowFormula:
+        return RowFormula("total_variation")
 
 
 class UniversalLogit(Divergence):

@@ -17,7 +17,8 @@ from torch.autograd.function import once_differentiable
 
 from gakd.losses.checks import check_pass, refuse_labels
 from gakd.losses.chunks import Chunk, chunks, default_chunk_rows, teacher_vocab_size
-from gakd.losses.kernel import Kernel, row_losses, row_pass
+from gakd.losses.kernel import row_losses
+from gakd.losses.row_pass import Kernel, row_pass
 from gakd.products import add_outer_, gradient_dtype, in_step_precision, project_back, result_dtype
 from gakd.types import Head, RowValues, TeacherOutput, TokenTerm
 
@@ -68,7 +69,7 @@ def token_pass(
     head). Terms whose coefficient is 0 are not computed. Those that compare see heads of different padded width over the same
     tokenizer cut to the shared vocabulary; without one, neither is, and every term must do without it. A term without a
     teacher is over the student's whole head, whatever stands beside it. Where the teacher speaks
-    about some rows only, the losses of its terms are 0 on the others. `kernel` as in `kernel.row_pass`. One backward a
+    about some rows only, the losses of its terms are 0 on the others. `kernel` as in `row_pass.row_pass`. One backward a
     call: the gradients are handed over, not kept. Raises ValueError where rows and labels differ in number, where a term
     lacks its teacher or the vocabulary that it shares, where log-sum-exps are asked of such a teacher, for a label beyond
     the head (on a CPU; a GPU would wait) and for a head in fp16, whose gradients overflow.
@@ -215,7 +216,7 @@ class _FusedTokenLosses(torch.autograd.Function):
         models = 1 + (spec.teacher is not None) if spec.normalizers else 0
         # Losses, then log-sum-exps, one value a row each.
         values = hidden_NH.new_zeros(len(spec.terms) + models, len(hidden_NH), dtype=sum_dtype)
-        kernel = row_pass(spec.kernel, hidden_NH.device)
+        kernel, asked = row_pass(spec.kernel, hidden_NH.device), gradient_dtype(used_VH)
 
         wanted = len(values) > 0
         for chunk in (
@@ -228,7 +229,7 @@ class _FusedTokenLosses(torch.autograd.Function):
             for rows, block in chunk.blocks():
                 result = kernel(
                     *chunk.products(block), spec.labels_N[rows], terms, coefficients, *chunk.shapes, spec.normalizers,
-                    spec.compared, _at(spec.row_values, rows),
+                    spec.compared, _at(spec.row_values, rows), asked,
                 )  # fmt: skip
                 for index, own_N in zip(own, [*result.losses, *result.log_normalizers], strict=True):
                     values[index, rows] = own_N
@@ -241,7 +242,6 @@ class _FusedTokenLosses(torch.autograd.Function):
                         gradient_NV = result.gradient_NV
             if not terms:
                 continue
-            gradient_NV = gradient_NV.to(gradient_dtype(used_VH))
             if hidden_gradient is not None:
                 hidden_gradient[chunk.rows] = project_back(gradient_NV, seen_VH)
             if weight_gradient is not None:

@@ -1,16 +1,14 @@
 """What happens to the logits of some rows: log-softmax in fp32, every term, and one gradient. Row by row, no products.
 
 This is the part of a token pass that memory bandwidth bounds. On a CPU it runs on blocks of a few rows, which stay in
-cache from the first operation to the last; on a GPU on a whole chunk, compiled into few kernels where that is possible.
+cache from the first operation to the last; on a GPU on a whole chunk, by the kernels of `row_pass.py`, which this one is
+the oracle of.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import warnings
-from collections.abc import Callable, Sequence
-from functools import cache
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,8 +16,6 @@ from torch.nn.functional import pad
 
 from gakd.losses.functional import LOWEST_LOG_PROB, honest, logit_gradient
 from gakd.types import LogitShape, LogProbs, TokenChunk, TokenTerm
-
-Kernel = Literal["auto", "eager", "compiled"]
 
 # What a thread's part of one tensor of a block takes. A handful of them must fit the cache of a CPU; below, calls cost more
 # than they do, the more so the more threads must meet at the end of each.
@@ -54,7 +50,7 @@ class RowResult(NamedTuple):
 
 def row_losses_and_gradient(
     product_NV: Tensor, teacher_product_NV: Tensor | None, labels_N: Tensor, terms: Sequence[TokenTerm],
-    coefficients: Sequence[float] | Tensor, shape: LogitShape, teacher_shape: LogitShape, normalizers: bool = False,
+    coefficients: Sequence[float] | Sequence[Tensor], shape: LogitShape, teacher_shape: LogitShape, normalizers: bool = False,
     compared: int | None = None, row_values: dict[str, Tensor] | None = None,
 ) -> RowResult:  # fmt: skip
     """Losses of each term, and the gradient of their weighted sum with respect to the student's raw product.
@@ -172,50 +168,3 @@ def log_probs_and_probs(logits_NV: Tensor, temperature: float) -> tuple[Tensor, 
     """`lazy_log_probs` with all of `log q` formed."""
     log_probs, probs_NV, normalizers_N = lazy_log_probs(logits_NV, temperature)
     return log_probs.all(), probs_NV, normalizers_N
-
-
-RowPass = Callable[..., RowResult]
-
-
-def row_pass(kernel: Kernel, device: torch.device) -> RowPass:
-    """The eager function, or the same compiled.
-
-    `auto` compiles on CUDA, where the pass is then a few kernels instead of some twenty, and not on a CPU, where blocks
-    in cache were as fast when measured (`tests/benchmarks`). Where compilation fails, eager takes over with a warning.
-    """
-    if kernel not in ("auto", "eager", "compiled"):
-        raise ValueError(f"kernel is auto, eager or compiled, got {kernel!r}")
-    if kernel == "eager" or (kernel == "auto" and not (device.type == "cuda" and _has_triton())):
-        return row_losses_and_gradient
-    return _compiled()
-
-
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
-
-
-@cache
-def _compiled() -> RowPass:
-    compiled: Any = None
-    broken = False
-
-    def run(*arguments: Any) -> RowResult:
-        nonlocal compiled, broken
-        _, _, labels_N, _, coefficients = arguments[:5]
-        if coefficients and not broken:
-            try:
-                compiled = compiled or torch.compile(row_losses_and_gradient)
-                # As a tensor, and so no constant of the code: a schedule changes them every step.
-                as_tensor = torch.stack(
-                    [labels_N.new_full((), value, dtype=torch.float64) for value in [*coefficients, 0.0]]
-                )
-                return compiled(*arguments[:4], as_tensor, *arguments[5:])
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as error:  # a missing compiler shows up as any of a dozen types
-                broken = True
-                reason = str(error).strip().splitlines()[0]
-                warnings.warn(f"torch.compile failed, the eager kernel takes over: {reason}", stacklevel=2)
-        return row_losses_and_gradient(*arguments)
-
-    return run

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gakd.losses.divergences import TokenLoss
+from gakd.losses.formula import RowFormula
 from gakd.types import TokenChunk
 
 
@@ -71,6 +72,9 @@ class PolicyGradient(SampledTokenLoss):
             losses_N = torch.maximum(losses_N, -advantages_N * ratio_N.clamp(1 - self.clip, 1 + self.clip))
         return losses_N * chunk.row_value("importance_weights", 1.0)
 
+    def row_formula(self) -> RowFormula:
+        return RowFormula("sampled")
+
 
 class KLToReference(SampledTokenLoss):
     """Stays near a reference model, at the sampled tokens: k3, `exp(d) - 1 - d`, `d = log ref(y) - log q(y)`.
@@ -86,3 +90,6 @@ class KLToReference(SampledTokenLoss):
     def of_labels(self, chunk: TokenChunk, log_probs_N: Tensor) -> Tensor:
         difference_N = chunk.row_value("reference_log_probs") - log_probs_N
         return difference_N.exp() - 1 - difference_N
+
+    def row_formula(self) -> RowFormula:
+        return RowFormula("sampled")

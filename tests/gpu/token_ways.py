@@ -23,7 +23,7 @@ from torch.nn.functional import kl_div, linear
 
 from gakd import ForwardKL, Head, JensenShannon, ReverseKL, TeacherOutput
 from gakd.losses import token_pass
-from gakd.losses.kernel import Kernel
+from gakd.losses.row_pass import Kernel
 
 BETA = {"forward_kl": 0.0, "reverse_kl": 1.0, "jensen_shannon": 0.5}
 TERMS = {"forward_kl": ForwardKL(), "reverse_kl": ReverseKL(), "jensen_shannon": JensenShannon(0.5)}
