@@ -8,7 +8,8 @@ sharded model has a second entrance, `inside`, that runs a function while the re
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from functools import wraps
 from typing import Any, TypeVar, cast
 
 import torch
@@ -23,20 +24,40 @@ from gakd.models.parts import decoder_layers
 Result = TypeVar("Result")
 
 
-def shard(base: nn.Module, layers: nn.ModuleList, mesh: DeviceMesh) -> None:
+def shard(
+    base: nn.Module, layers: nn.ModuleList, mesh: DeviceMesh, gathered: torch.dtype | None = None,
+    keep: Collection[nn.Parameter] = (),
+) -> None:  # fmt: skip
     """Cut a model's weights over the ranks of a mesh, in place; what is on the CPU moves to the device layer by layer.
 
-    Layers that share weights with others (Zamba's attention) are gathered with the rest.
+    Layers that share weights with others (Zamba's attention) are gathered with the rest. With `gathered`, layers are gathered
+    in that dtype, and the model runs under its autocast: what each rank keeps, and the sums of gradients over ranks, stay as
+    they are. The rest is gathered as it is kept, since losses read the head and give it its gradient in fp32. Weights in
+    `keep` stay whole on each rank, where they are.
     """
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
+    # Hidden states between layers keep their dtype, as under autocast.
+    policy = MixedPrecisionPolicy(gathered, gathered and torch.float32, cast_forward_inputs=False)
+    kept = set(keep)
     owners = Counter(parameter for layer in layers for parameter in layer.parameters())
     for layer in layers:
         if all(owners[parameter] == 1 for parameter in layer.parameters()):
-            fully_shard(layer, mesh=mesh)
+            fully_shard(layer, mesh=mesh, mp_policy=policy, ignored_params=kept)
+    rest = [
+        (module, name)
+        for module in base.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if not isinstance(parameter, DTensor) and parameter not in kept
+    ]
     # Not left whole after a forward: an evaluation between two updates would be the last to see the old weights.
-    fully_shard(base, mesh=mesh, reshard_after_forward=True)
-    base._run_inside = _run  # type: ignore[assignment]
+    fully_shard(base, mesh=mesh, reshard_after_forward=True, ignored_params=kept)
+    run: Callable[..., Any] = _run
+    if gathered is not None:
+        run, base.forward = (_under_autocast(call, mesh.device_type, gathered) for call in (run, base.forward))
+    base._gathered = gathered  # type: ignore[assignment]
+    base._run_inside = run  # type: ignore[assignment]
+    base._rest = rest[:1]  # type: ignore[assignment]
     register_fsdp_forward_method(base, "_run_inside")
 
 
@@ -49,8 +70,23 @@ def inside(base: nn.Module, function: Callable[..., Result], *arguments: Any) ->
 
 def is_sharded(base: nn.Module) -> bool:
     """Whether weights outside of the layers are cut at this moment: not inside `inside`."""
-    head = cast(Any, base).get_output_embeddings()
-    return head is not None and isinstance(head.weight, DTensor)
+    return any(isinstance(getattr(module, name), DTensor) for module, name in getattr(base, "_rest", ()))
+
+
+def computes_in(base: Any) -> torch.dtype:
+    """The dtype of a model's products: of its weights, or of those that are gathered."""
+    return getattr(base, "_gathered", None) or base.dtype
+
+
+def _under_autocast(call: Callable[..., Any], device_type: str, dtype: torch.dtype) -> Callable[..., Any]:
+    """Layers that are gathered in a dtype read hidden states of another, which autocast alone brings together."""
+
+    @wraps(call)
+    def under(*arguments: Any, **named: Any) -> Any:
+        with torch.autocast(device_type, dtype):
+            return call(*arguments, **named)
+
+    return under
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -87,7 +123,12 @@ def load_own_state(optimizer: Optimizer, state: dict[str, Any]) -> None:
         index: {name: _as_cut(value, parameters[index]) for name, value in entry.items()}
         for index, entry in state["state"].items()
     }
-    optimizer.load_state_dict(state | {"state": whole_state})
+    # How it steps is a choice of this machine: a checkpoint may come from another.
+    groups = [
+        saved | {name: own[name] for name in ("fused", "foreach") if name in own}
+        for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    optimizer.load_state_dict(state | {"state": whole_state, "param_groups": groups})
 
 
 def _as_cut(value: Any, parameter: Tensor) -> Any:
@@ -102,7 +143,9 @@ def _run(function: Callable[..., Result], *arguments: Any) -> Result:
     return function(*arguments)
 
 
-def shard_model(model: nn.Module, mesh: DeviceMesh) -> None:
-    """Cut a causal language model's weights over the ranks of a mesh, adapters with their layers."""
+def shard_model(
+    model: nn.Module, mesh: DeviceMesh, gathered: torch.dtype | None = None, keep: Collection[nn.Parameter] = ()
+) -> None:
+    """`shard` of a causal language model, adapters with their layers."""
     base = base_of(model)
-    shard(base, decoder_layers(base), mesh)
+    shard(base, decoder_layers(base), mesh, gathered, keep)

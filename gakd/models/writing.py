@@ -12,6 +12,7 @@ from gakd.models.asking import difference, two_rows, weight_of
 from gakd.models.errors import ModelError
 from gakd.models.lora import base_of
 from gakd.models.mode import evaluating
+from gakd.models.sharding import computes_in
 
 
 class Writing(NamedTuple):
@@ -28,7 +29,7 @@ def prove_writing(model: nn.Module) -> Writing:
     """
     base: Any = base_of(model)
     whole_1T, tolerance = two_rows(base.config, weight_of(base)).input_ids[:1], 1e-3
-    if base.dtype not in (torch.float32, torch.float64):
+    if computes_in(base) not in (torch.float32, torch.float64):
         tolerance = 0.1
     texts = [whole_1T[:, :length] for length in (3, 5, 7)]
     # `generate` takes from there what it is not told.

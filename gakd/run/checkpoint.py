@@ -11,22 +11,24 @@ from __future__ import annotations
 import random
 import shutil
 import warnings
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.distributed_c10d import ProcessGroup
 from torch.optim import Optimizer
 
-from gakd.errors import InputError, RunError
-from gakd.files import file_digest, read_sealed, sync, write_sealed
+from gakd.errors import InputError
+from gakd.files import read_sealed, sync, write_sealed
 from gakd.models.sharding import load_own_state, own_part, own_state
+from gakd.run.parts import files_of, is_cut, stored_state, stored_weights
+from gakd.run.writing import Write, Writing, fingerprint, snapshot, step_of, steps
+from gakd.seeds import seed_of
 
 MANIFEST = "manifest.json"
 _UNSEALED = frozenset({"step", "world_size", "score", "files"})  # of a manifest from before it had a digest
@@ -43,43 +45,36 @@ class Stateful(Protocol):
 def save(
     fabric: Fabric, folder: Path, step: int, modules: dict[str, nn.Module], optimizers: dict[str, Optimizer],
     states: dict[str, Stateful], keep: int, score: float | None = None, random_state: dict[str, Any] | None = None,
-) -> Path:  # fmt: skip
-    """Write `folder/step-N`; keep it, the newest `keep` and the one of the highest score. Every rank calls it.
+    group: ProcessGroup | None = None,
+) -> Writing:  # fmt: skip
+    """Begin to write `folder/step-N`; keep it, the newest `keep` and the one of the highest score. Every rank calls it.
 
-    `random_state` replaces the present one (`rng_state`). Raises RunError on every rank where one cannot write, with
-    the checkpoints before as they were.
+    What it holds is copied to the host's memory first, so training may go on; `finish` waits for the rest. `random_state`
+    replaces the present one (`rng_state`). Raises RunError on every rank where one cannot write, as `finish` does.
     """
-    final, scratch = folder / f"step-{step}", folder / f"step-{step}.tmp"
+    final = folder / f"step-{step}"
+    sharded = {name for name, module in modules.items() if is_cut(module)}
+    files: dict[str, Write] = {f"rng-{fabric.global_rank}.pt": _saving(random_state or rng_state())}
+    for name, thing in states.items():
+        files[f"{name}-{fabric.global_rank}.pt"] = _saving(thing.state_dict())
+    for name, module in modules.items():
+        if name in sharded or fabric.is_global_zero:
+            weights = snapshot(_trainable(module))
+            files[f"{_part(name, name in sharded, fabric)}.safetensors"] = partial(save_file, weights)
+    for name, optimizer in optimizers.items():
+        cut = name.removesuffix("_optimizer") in sharded
+        if cut or fabric.is_global_zero:
+            files[f"{_part(name, cut, fabric)}.pt"] = _saving(own_state(optimizer))
 
-    def begin() -> None:
+    def begin(scratch: Path) -> None:
         for left in [*folder.glob("step-*.tmp"), *folder.glob("step-*.old")]:  # by a run that was killed
             shutil.rmtree(left)
         scratch.mkdir(parents=True)
 
-    def write() -> None:
-        sharded = {name for name, module in modules.items() if _sharded(module)}
-        torch.save(random_state or rng_state(), scratch / f"rng-{fabric.global_rank}.pt")
-        for name, thing in states.items():
-            torch.save(thing.state_dict(), scratch / f"{name}-{fabric.global_rank}.pt")
-        for name, module in modules.items():
-            if name in sharded or fabric.is_global_zero:
-                save_file(_trainable(module), scratch / f"{_part(name, name in sharded, fabric)}.safetensors")
-        for name, optimizer in optimizers.items():
-            cut = name.removesuffix("_optimizer") in sharded
-            if cut or fabric.is_global_zero:
-                torch.save(own_state(optimizer), scratch / f"{_part(name, cut, fabric)}.pt")
-
-    def finish() -> None:
-        files = sorted(path for path in scratch.iterdir())
-        manifest = {
-            "step": step,
-            "world_size": fabric.world_size,
-            "score": score,
-            "files": {path.name: _fingerprint(path) for path in files},
-        }
+    def seal(scratch: Path, found: dict[str, Any]) -> None:
+        manifest = {"step": step, "world_size": fabric.world_size, "score": score, "files": found}
         write_sealed(scratch / MANIFEST, manifest)
-        for path in [*files, scratch]:
-            sync(path)
+        sync(scratch)
         if final.exists() and damage(final):
             _remove(final)
         if final.exists():  # a good checkpoint is never replaced
@@ -87,20 +82,21 @@ def save(
         else:
             scratch.rename(final)
         sync(folder)
-        kept = {final, *_steps(folder)[:keep], best(folder)}
-        for old in _steps(folder):
+        kept = {final, *steps(folder)[:keep], best(folder)}
+        for old in steps(folder):
             if old not in kept:
                 _remove(old)
 
-    _together(fabric, final, begin if fabric.is_global_zero else None)
-    _together(fabric, final, write)
-    _together(fabric, final, finish if fabric.is_global_zero else None)
-    return final
+    return Writing(fabric, final, begin, files, seal, group)
+
+
+def _saving(state: Any) -> Write:
+    return partial(torch.save, snapshot(state))
 
 
 def best(folder: Path) -> Path | None:
     """The checkpoint of the highest score, the earliest of several; None where none has a score."""
-    scored = [(score, path) for path in reversed(_steps(folder)) if (score := score_of(path)) is not None]
+    scored = [(score, path) for path in reversed(steps(folder)) if (score := score_of(path)) is not None]
     return max(scored, key=lambda pair: pair[0])[1] if scored else None
 
 
@@ -115,7 +111,7 @@ def score_of(path: Path) -> float | None:
 
 def newest(folder: Path) -> Path | None:
     """The newest checkpoint whose files are as its manifest says; damaged ones are passed over with a warning."""
-    for path in _steps(folder):
+    for path in steps(folder):
         reason = damage(path)
         if reason is None:
             return path
@@ -128,7 +124,7 @@ def set_damaged_aside(folder: Path, good: Path | None) -> None:
 
     Under its name it would count as one of the newest that are kept, in the place of a good one that is saved after it.
     """
-    for path in _steps(folder):
+    for path in steps(folder):
         if path == good:
             return
         aside = path.with_name(f"{path.name}.damaged")
@@ -142,50 +138,70 @@ def load(
     modules: dict[str, nn.Module],
     optimizers: dict[str, Optimizer],
     states: dict[str, Stateful],
+    seed: int = 0,
 ) -> int:
-    """Restore modules, optimizers and this rank's states in place; returns the number of finished steps."""
+    """Restore modules, optimizers and this rank's states in place; returns the number of finished steps.
+
+    Weights and moments are those that were saved, however many processes have saved them and however they were cut. Where that
+    were others than now, which a warning tells, each rank draws anew from `seed`; InputError where there are `states`, each of
+    which belongs to one rank.
+    """
     manifest = _manifest(path)
-    if manifest["world_size"] != fabric.world_size:
+    before, now = manifest["world_size"], fabric.world_size
+    if before != now and states:
         raise InputError(
-            f"{path} was written by {manifest['world_size']} processes, this run has {fabric.world_size}: "
-            f"resume with the same number of devices"
+            f"{path} holds the {' and the '.join(states)} of each of {before} processes, this run has {now}: "
+            f"resume with {before}"
         )
-    load_modules(fabric, path, modules)
-    sharded = {name for name, module in modules.items() if _sharded(module)}
+    cut = {name for name, module in modules.items() if is_cut(module)}
+    cut_before = load_modules(fabric, path, modules)
     for name, optimizer in optimizers.items():
-        part = _part(name, name.removesuffix("_optimizer") in sharded, fabric)
-        load_own_state(optimizer, torch.load(path / f"{part}.pt", weights_only=True, map_location="cpu"))
+        load_own_state(optimizer, stored_state(files_of(path, name, "pt", before), optimizer))
     for name, thing in states.items():
         thing.load_state_dict(torch.load(path / f"{name}-{fabric.global_rank}.pt", weights_only=True))
-    set_rng_state(torch.load(path / f"rng-{fabric.global_rank}.pt", weights_only=True))
+    if before == now:
+        set_rng_state(torch.load(path / f"rng-{fabric.global_rank}.pt", weights_only=True))
+    else:
+        draw_anew(seed_of(seed, manifest["step"], fabric.global_rank))
+    if fabric.is_global_zero and (before != now or cut != cut_before):
+        were, are = (
+            f"{count} process{'es' * (count > 1)}{' with weights cut over them' if names else ''}"
+            for count, names in ((before, cut_before), (now, cut))
+        )
+        warnings.warn(
+            f"{path} was written by {were}, this run has {are}: weights and moments are those that were saved, but sums are "
+            f"added in another order{'' if before == now else ' and random numbers are drawn anew'}, so the run is not bit "
+            f"for bit what it would have been",
+            stacklevel=2,
+        )
     return manifest["step"]
 
 
-def load_modules(fabric: Fabric, path: Path, modules: dict[str, nn.Module]) -> None:
-    """Restore weights alone, in place; InputError where the checkpoint holds other ones."""
+def load_modules(fabric: Fabric, path: Path, modules: dict[str, nn.Module]) -> set[str]:
+    """Restore weights alone, in place; InputError where the checkpoint holds other ones. The names of those that were cut."""
+    cut, world_size = set[str](), _manifest(path)["world_size"]
     for name, module in modules.items():
-        sharded = _sharded(module)
-        file = path / f"{_part(name, sharded, fabric)}.safetensors"
-        if not file.exists():
-            raise InputError(
-                f"{path} was written {'without' if sharded else 'with'} sharded weights: resume with the --strategy that "
-                "it was trained with"
-            )
-        stored, own = load_file(file), _trainable(module)
-        if stored.keys() != own.keys():
-            differing = sorted(stored.keys() ^ own.keys())
+        files = files_of(path, name, "safetensors", world_size)
+        if files[0].stem != name:
+            cut.add(name)
+        wanted = _wanted(module)
+        stored = stored_weights(files, wanted)
+        if stored.keys() != wanted.keys():
+            differing = sorted(stored.keys() ^ wanted.keys())
             raise InputError(
                 f"{path / name} holds other weights than this {name} trains, for example {differing[0]}: same config?"
             )
-        for key, tensor in own.items():
-            if (stored[key].shape, stored[key].dtype) != (tensor.shape, tensor.dtype):  # a copy would broadcast
+        for key, tensor in wanted.items():
+            shape, rows = stored[key]
+            if (shape, rows.dtype) != (tensor.shape, tensor.dtype):  # a copy would broadcast
                 raise InputError(
-                    f"{file} holds {key} as {list(stored[key].shape)} {stored[key].dtype}, this {name} has it as "
+                    f"{files[0]} holds {key} as {list(shape)} {rows.dtype}, this {name} has it as "
                     f"{list(tensor.shape)} {tensor.dtype}: resume with the --student and the flags that it was trained with"
                 )
         with torch.no_grad():
-            for key, tensor in own.items():
-                tensor.copy_(stored[key])
+            for key, tensor in wanted.items():
+                own_part(tensor).copy_(stored[key].rows)
+    return cut
 
 
 def rng_state() -> dict[str, Any]:
@@ -208,17 +224,23 @@ def set_rng_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
-def _trainable(module: nn.Module) -> dict[str, Tensor]:
-    """Trainable parameters, each once (tied ones share a tensor), and buffers that belong to the state; this rank's parts."""
-    parameters = {
-        name: own_part(parameter.detach()) for name, parameter in module.named_parameters() if parameter.requires_grad
-    }
+def draw_anew(seed: int) -> None:
+    """Give Python, numpy and torch the random state of a seed."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    torch.manual_seed(seed)
+
+
+def _wanted(module: nn.Module) -> dict[str, Tensor]:
+    """Trainable parameters, each once (tied ones share a tensor), and buffers that belong to the state."""
+    parameters = {name: parameter.detach() for name, parameter in module.named_parameters() if parameter.requires_grad}
     persistent = module.state_dict().keys()
     return parameters | {name: buffer for name, buffer in module.named_buffers() if name in persistent}
 
 
-def _sharded(module: nn.Module) -> bool:
-    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+def _trainable(module: nn.Module) -> dict[str, Tensor]:
+    """This rank's parts of them."""
+    return {name: own_part(tensor) for name, tensor in _wanted(module).items()}
 
 
 def _part(name: str, sharded: bool, fabric: Fabric) -> str:
@@ -226,40 +248,9 @@ def _part(name: str, sharded: bool, fabric: Fabric) -> str:
     return f"{name}-{fabric.global_rank}" if sharded else name
 
 
-def _steps(folder: Path) -> list[Path]:
-    """Finished checkpoints, newest first."""
-    paths = [path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdigit()]
-    return sorted(paths, key=_number, reverse=True)
-
-
-def _together(fabric: Fabric, final: Path, part: Callable[[], None] | None) -> None:
-    """Do this rank's part and wait for the others; RunError on all ranks where one has failed."""
-    error: Exception | None = None
-    try:
-        if part is not None:
-            part()
-    except (OSError, RuntimeError, SafetensorError) as caught:  # a full disk, as Python, torch and safetensors put it
-        error = caught
-    failed = fabric.all_reduce(torch.tensor(float(error is not None), device=fabric.device), reduce_op="sum")
-    if not failed:
-        return
-    if fabric.is_global_zero:  # gives back the space, and what is left of it may be room for the logs
-        shutil.rmtree(final.with_name(f"{final.name}.tmp"), ignore_errors=True)
-    reason = (
-        "another process failed" if error is None else (str(error).strip().splitlines() or [type(error).__name__])[0]
-    )
-    good = next(iter(_steps(final.parent)), None)
-    safe = "there is none before it" if good is None else f"{good} is intact"
-    raise RunError(f"cannot write {final}: {reason}; {safe}. Make room, then run again with --resume") from error
-
-
 def _remove(path: Path) -> None:
     """Delete a checkpoint so that a kill leaves no part of it under its name."""
     shutil.rmtree(path.rename(path.with_name(f"{path.name}.old")))
-
-
-def _fingerprint(path: Path) -> dict[str, Any]:
-    return {"bytes": path.stat().st_size, "sha256": file_digest(path)}
 
 
 def damage(path: Path) -> str | None:
@@ -268,7 +259,7 @@ def damage(path: Path) -> str | None:
         for name, expected in _manifest(path)["files"].items():
             if not (path / name).exists():
                 return f"{name} is missing"
-            if _fingerprint(path / name) != expected:
+            if fingerprint(path / name) != expected:
                 return f"{name} is not as it was written"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST}: {error}"
@@ -277,10 +268,6 @@ def damage(path: Path) -> str | None:
 
 def _manifest(path: Path) -> dict[str, Any]:
     manifest = read_sealed(path / MANIFEST, _UNSEALED)
-    if manifest["step"] != (of_folder := _number(path)):
+    if manifest["step"] != (of_folder := step_of(path)):
         raise ValueError(f"it is of step {manifest['step']}, its folder of step {of_folder}")
     return manifest
-
-
-def _number(path: Path) -> int:
-    return int(path.name.removeprefix("step-"))

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from lightning_fabric import Fabric
@@ -23,6 +23,7 @@ from gakd.errors import InputError
 from gakd.models.reach import unreached_weights
 from gakd.models.sharding import shard_model
 from gakd.run.config import RunConfig
+from gakd.run.exchange import Hosts, host_group
 
 # Processes that wait longer for one of the others end, and with them the run.
 LONGEST_SILENCE = timedelta(minutes=30)
@@ -32,9 +33,7 @@ _stores: list[object] = []  # open to the end of the process
 
 def launch(config: RunConfig) -> Fabric:
     """Start the processes that the flags ask for, this one among them; InputError where they cannot share a batch evenly."""
-    precision = config.precision
-    if precision == "auto":
-        precision = "bf16-mixed" if torch.cuda.is_available() else "32-true"
+    precision = precision_of(config)
     fabric = Fabric(
         accelerator="auto",
         devices=config.devices,
@@ -59,6 +58,13 @@ def use_tensor_cores(device: torch.device, precision: str) -> None:
     """
     if device.type == "cuda" and precision != "32-true":
         torch.set_float32_matmul_precision("high")
+
+
+def precision_of(config: RunConfig) -> Literal["32-true", "bf16-mixed", "bf16-true"]:
+    """The one that is meant by the flag, on this machine."""
+    if config.precision == "auto":
+        return "bf16-mixed" if torch.cuda.is_available() else "32-true"
+    return config.precision
 
 
 @contextmanager
@@ -90,12 +96,20 @@ def _meeting_on_loopback(fabric: Fabric) -> Iterator[None]:
         del os.environ[_STORE_IS_OPEN]
 
 
-def patient_barrier(fabric: Fabric) -> Callable[[], object]:
+def patient_barrier() -> Callable[[], object]:
     """A barrier at which processes wait for one that evaluates, however long that takes, as long as it lives."""
-    if fabric.world_size == 1:
-        return lambda: None
-    group = cast(ProcessGroup, distributed.new_group(backend="gloo", timeout=timedelta(days=1000)))
-    return lambda: distributed.barrier(group=group)
+    group = host_group(timedelta(days=1000))
+    return (lambda: None) if group is None else (lambda: distributed.barrier(group=group))
+
+
+def hosts() -> Hosts:
+    """What hosts tell each other in a step."""
+    return Hosts(LONGEST_SILENCE)
+
+
+def writers_group() -> ProcessGroup | None:
+    """What the threads that write checkpoints tell each other."""
+    return host_group(LONGEST_SILENCE)
 
 
 def expect_gradients(fabric: Fabric, student: nn.Module) -> None:
@@ -117,10 +131,15 @@ def _strategy(config: RunConfig) -> str | Strategy:
     """Fabric's strategy; with `fsdp2`, one that cuts each student that is set up over all processes."""
     if config.strategy != "fsdp2":
         several = config.devices * config.num_nodes > 1 or config.strategy == "ddp"
-        return DDPStrategy(timeout=LONGEST_SILENCE) if several and not _launched_by_fabric() else config.strategy
+        if not several or _launched_by_fabric():
+            return config.strategy
+        # Gradients live in the buckets that are exchanged, not in a copy of them. Buffers are those of the same files.
+        return DDPStrategy(timeout=LONGEST_SILENCE, gradient_as_bucket_view=True, broadcast_buffers=False)
+
+    gathered = torch.bfloat16 if precision_of(config) == "bf16-mixed" else None
 
     def cut(distiller: nn.Module, mesh: DeviceMesh) -> nn.Module:
-        shard_model(cast(nn.Module, distiller.student), mesh["data_parallel"])
+        shard_model(cast(nn.Module, distiller.student), mesh["data_parallel"], gathered)
         return distiller
 
     return ModelParallelStrategy(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
@@ -15,14 +15,15 @@ from gakd.logging.metrics import MetricsLog
 from gakd.logging.progress import ProgressView
 from gakd.objective import Counts, Objective
 from gakd.pipes import LEFT, leave_closed_pipes
+from gakd.run.exchange import Hosts, sum_
 from gakd.types import Batch
 
 
 class StepLog:
-    """Collects one step at a time. `over_ranks` sums a tensor over all `world_size` ranks; rank 0 alone writes."""
+    """Collects one step at a time, of all `world_size` ranks, each of which calls every method; rank 0 alone writes."""
 
-    def __init__(self, world_size: int, device: torch.device, over_ranks: Callable[[Tensor], Tensor]) -> None:
-        self.world_size, self.device, self.over_ranks = world_size, device, over_ranks
+    def __init__(self, world_size: int, hosts: Hosts) -> None:
+        self.world_size, self._hosts = world_size, hosts
         self.notes: dict[str, float] = {}  # the same on every rank
         self.own_notes: dict[str, float] = {}  # of this rank: the log has their mean over ranks
         self._counts: dict[tuple[str, ...], Counts] = {}  # names of terms -> counts of the window that they are about
@@ -62,8 +63,7 @@ class StepLog:
         lengths = [length for batch in window for length in batch.lengths]
         read, positions = sum(batch.tokens for batch in window), sum(batch.labels.numel() for batch in window)
         own = [sum(lengths), sum(length > 0 for length in lengths), read, positions]
-        if self.world_size > 1:
-            own = self.over_ranks(torch.tensor(own, device=self.device)).tolist()
+        own = [int(count) for count in self._hosts.sum(own)]
         self._counts[names] = Counts(own[0], own[1], self.world_size)
         self._read, self._positions = self._read + own[2], self._positions + own[3]
         return self._counts[names]
@@ -75,13 +75,19 @@ class StepLog:
                 self._metrics.append(step, {f"valid/{name}": value for name, value in scores.items()})
             self._view.pace.pause(seconds)
 
-    def finish_step(self, step: int, losses: dict[str, Tensor], objective: Objective) -> None:
-        """Log finished `step`, whose `losses` are this rank's sums, and begin the next; every rank must call it."""
+    def read(self, losses: dict[str, Tensor], known: Sequence[Tensor]) -> tuple[dict[str, float], list[float]]:
+        """The sum of each loss over all ranks, and what all ranks know already: the one wait for the device in a step."""
+        rows = [sum_(_row(list(losses.values())))] if losses else []
+        values = torch.cat([*rows, *([_row(known)] if known else [])]).tolist() if losses or known else []
+        return dict(zip(losses, values, strict=False)), values[len(losses) :]
+
+    def finish_step(self, step: int, losses: dict[str, float], objective: Objective) -> None:
+        """Log finished `step`, whose `losses` are sums over all ranks, and begin the next."""
         means = self._means(losses, objective)
-        self.notes |= objective.finish_step(self.over_ranks)
+        self.notes |= objective.finish_step(lambda own: sum_(own.clone()))
         if self.own_notes:
-            noted = self.over_ranks(torch.tensor(list(self.own_notes.values()), device=self.device))
-            self.notes |= zip(self.own_notes, (noted / self.world_size).tolist(), strict=True)
+            noted = self._hosts.sum(list(self.own_notes.values()), torch.float32)
+            self.notes |= {name: value / self.world_size for name, value in zip(self.own_notes, noted, strict=True)}
         with self._noting_trouble():
             self._view.update(step, self._read, means | {"gradient_norm": self.notes["gradient_norm"]})
         accuracy = (self.notes | means).get("discriminator_accuracy")
@@ -97,12 +103,17 @@ class StepLog:
         self._counts, self.notes, self.own_notes = {}, {}, {}
         self._read, self._positions = 0, 0
 
-    def _means(self, losses: dict[str, Tensor], objective: Objective) -> dict[str, float]:
+    def _means(self, sums: dict[str, float], objective: Objective) -> dict[str, float]:
         """What the losses are over all ranks, each per token or sequence of its own window."""
-        sums = {name: float(self.over_ranks(total)) for name, total in losses.items()}
         named = {name for names in self._counts for name in names}
         means: dict[str, float] = {}
         for names, counts in self._counts.items():
             about = {name: total for name, total in sums.items() if name in (names or sums.keys() - named)}
             means |= objective.means(about, counts)
         return means
+
+
+def _row(numbers: Sequence[Tensor]) -> Tensor:
+    """Numbers side by side, in fp32, or fp64 where one is."""
+    wide = any(number.dtype == torch.float64 for number in numbers)
+    return torch.stack([number.to(torch.float64 if wide else torch.float32) for number in numbers])

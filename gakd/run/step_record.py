@@ -17,12 +17,14 @@ class StepRecord:
     def __init__(self) -> None:
         self._rows: list[tuple[Batch, tuple[str, ...]]] = []
         self._done: list[tuple[Batch | None, dict[str, Tensor]]] = []
+        self._sums: dict[str, Tensor] | None = None  # until more is added
         self.updates = 0
         """Updates that the step has made, of any weights."""
 
     def begin_step(self, batches: Sequence[Batch], rows: Sequence[tuple[str, ...]]) -> None:
         """Forget the step before. `rows` says of each of the step's own batches where its sequences come from."""
         self._rows, self._done, self.updates = list(zip(batches, rows, strict=True)), [], 0
+        self._sums = None
 
     def begin(self, micro_batch: Any) -> None:
         """A micro-batch is about to be used: a `Batch`, or a tuple that begins with one."""
@@ -33,22 +35,23 @@ class StepRecord:
         """The unreduced losses of the micro-batch that was begun last, or of the step where none was."""
         if not self._done:
             self._done.append((None, {}))
-        sums = self._done[-1][1]
+        sums, self._sums = self._done[-1][1], None
         for name, values in losses.items():
             sums[name] = sums.get(name, values.new_zeros(())) + values.sum()
 
     def sums(self) -> dict[str, Tensor]:
         """Each loss, summed over the step so far."""
-        total: dict[str, Tensor] = {}
-        for _, losses in self._done:
-            for name, value in losses.items():
-                total[name] = total[name] + value if name in total else value
-        return total
+        if self._sums is None:
+            self._sums = {}
+            for _, losses in self._done:
+                for name, value in losses.items():
+                    self._sums[name] = self._sums[name] + value if name in self._sums else value
+        return self._sums
 
-    def is_finite(self) -> bool:
-        """Whether all losses are; waits for the device."""
-        sums = list(self.sums().values())
-        return not sums or bool(torch.stack([value.float() for value in sums]).isfinite().all())
+    def broken(self, device: torch.device) -> Tensor:
+        """1.0 where a loss is not finite, else 0.0, on the device and without waiting for it."""
+        sums = [value.float() for value in self.sums().values()]
+        return (~torch.stack(sums).isfinite()).any().float() if sums else torch.zeros((), device=device)
 
     def findings(self) -> list[str]:
         """A line for each loss of a micro-batch that is not finite: which, where, and of which rows."""

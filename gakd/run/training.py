@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -26,17 +25,19 @@ from gakd.objective import Counts, Objective
 from gakd.run import checkpoint
 from gakd.run.checkpoints import RunCheckpoints
 from gakd.run.config import RunConfig, learning_rate_at, total_steps
+from gakd.run.exchange import sum_, sum_flat_, take_from_main_
 from gakd.run.folder import claim, fix_date, lengthen
 from gakd.run.guard import Guard
 from gakd.run.interruptions import EXIT_STATUS, Interruptions
 from gakd.run.known import check_data, check_models, marks_of
-from gakd.run.launch import expect_gradients, launch, patient_barrier, use_tensor_cores
+from gakd.run.launch import expect_gradients, hosts, launch, patient_barrier, use_tensor_cores, writers_group
 from gakd.run.measuring import measuring
 from gakd.run.micro_batches import MicroBatches
 from gakd.run.prefetch import Prefetch
 from gakd.run.preflight import check_run
 from gakd.run.step_log import StepLog
 from gakd.run.step_record import StepRecord
+from gakd.run.updates import Update, Updates, fuse
 from gakd.seeds import seed_of
 from gakd.teachers.local import LocalTeacher
 from gakd.types import Batch
@@ -54,16 +55,19 @@ class Run:
         check_run(config, recipe_config)
         self.fabric = launch(config)
         use_tensor_cores(self.fabric.device, config.precision)
-        self._wait_for_evaluation = patient_barrier(self.fabric)
+        self._wait_for_evaluation = patient_barrier()
         self._sharded = config.strategy == "fsdp2"
         self.teacher_dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
         self.step = 0
         self.fabric.seed_everything(config.seed, verbose=False)
-        self._checkpoints = RunCheckpoints(self.fabric, self.folder, config.keep_checkpoints, config.export)
+        self._checkpoints = RunCheckpoints(
+            self.fabric, self.folder, config.keep_checkpoints, config.export, writers_group()
+        )
         self._recipe_config, self._marks = recipe_config, dict[str, str]()
         self._record = StepRecord()
-        self._guard = Guard(config.on_nonfinite, self._record, self._keep_step)
-        self._log = StepLog(self.fabric.world_size, self.device, self.over_ranks)
+        self._hosts = hosts()
+        self._log = StepLog(self.fabric.world_size, self._hosts)
+        self._updates = Updates(Guard(config.on_nonfinite, self._record, self._keep_step), self._record, self._log)
         self._recipe = Path(getattr(sys.modules.get(type(recipe_config).__module__), "__file__", None) or "").stem
         fix_date(self.fabric, self.folder, recipe_config, config.resume)
         self._lock = claim(self.fabric, self.folder, recipe_config, config.resume)  # open as long as the run is
@@ -126,6 +130,7 @@ class Run:
         # Sharding has put new parameters in place of the old ones.
         trainable = [parameter for parameter in distiller.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=config.weight_decay)
+        fuse(optimizer)
         self._student_optimizer = cast(Optimizer, self.fabric.setup_optimizers(optimizer))
         self._take_in("student", distiller, optimizer)
         return self._wrapped
@@ -133,8 +138,8 @@ class Run:
     def setup_replicated(self, name: str, module: nn.Module, optimizer: Optimizer) -> None:
         """A module outside the wrapper: same on every rank, fp32, its gradients summed over ranks by `update_replicated`."""
         module.to(self.fabric.device)
-        for tensor in [*module.parameters(), *module.buffers()]:
-            tensor.data.copy_(self.fabric.broadcast(tensor.data))
+        fuse(optimizer)
+        take_from_main_([*module.parameters(), *module.buffers()])
         self._marks[name] = untrained_mark(module)
         self._take_in(name, module, optimizer)
 
@@ -151,7 +156,7 @@ class Run:
         InputError where the teacher, or what training leaves as it is in a module, is not what the run was begun with.
         """
         check_models(self.fabric, self.folder, self._marks)
-        step = self._checkpoints.resume() if self.config.resume else None
+        step = self._checkpoints.resume(self.config.seed) if self.config.resume else None
         if step is None:
             torch.manual_seed(self.seed)
         else:
@@ -219,10 +224,14 @@ class Run:
         return self._log.counts(window, *names)
 
     def micro_batches(self, window: Sequence[MicroBatch]) -> Iterator[MicroBatch]:
-        """Each micro-batch of an update; gradients are exchanged between ranks with the last one only."""
+        """Each micro-batch of an update. Whole gradients are exchanged between ranks with the last one, cut ones with each.
+
+        Under FSDP2 they would otherwise be whole on every rank until then.
+        """
         for index, batch in enumerate(window):
             self._record.begin(batch)
-            with self.fabric.no_backward_sync(self._wrapped, enabled=index < len(window) - 1):
+            alone = not self._sharded and index < len(window) - 1
+            with self.fabric.no_backward_sync(self._wrapped) if alone else nullcontext():
                 yield batch
 
     def backward(self, loss: Tensor, losses: dict[str, Tensor]) -> None:
@@ -242,12 +251,13 @@ class Run:
         clipped = self.fabric.clip_gradients(
             self._wrapped, self._student_optimizer, max_norm=self.config.clip, error_if_nonfinite=False
         )
-        norm = float(whole(cast(Tensor, clipped)))
-        if self._is_finite("student", norm):
-            self._student_optimizer.step()
-            self._record.updates += 1
+        norm = whole(cast(Tensor, clipped))
+        broken = sum_(self._record.broken(self.device) + ~norm.isfinite())
+        update = Update("student", "gradient_norm", norm, broken)
+        optimizer = self._checkpoints.optimizers["student_optimizer"]
+        self._updates.make(update, self.step, optimizer, self._student_optimizer.step)
         self._student_optimizer.zero_grad()
-        self._log.notes |= {"gradient_norm": norm, "learning_rate": rate}
+        self._log.notes["learning_rate"] = rate
 
     def update_replicated(self, name: str, clip: float | None = None) -> None:
         """Sum a replicated module's gradients over ranks, clip, step and clear it; nothing where it has no gradient."""
@@ -256,17 +266,17 @@ class Run:
         gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
         if not gradients:
             return
-        for gradient in gradients:
-            gradient.copy_(self.over_ranks(gradient))
-        total_norm = torch.nn.utils.get_total_norm(gradients)
-        norm = float(total_norm)
-        if self._is_finite(name, norm):
+        broken = sum_flat_(gradients, self._record.broken(self.device))
+        norm = torch.nn.utils.get_total_norm(gradients)
+
+        def apply() -> None:
             if clip is not None:
-                torch.nn.utils.clip_grads_with_norm_(module.parameters(), clip, total_norm)
+                torch.nn.utils.clip_grads_with_norm_(module.parameters(), clip, norm)
             optimizer.step()
-            self._record.updates += 1
+
+        update = Update(name, "discriminator_gradient_norm", norm, broken + ~norm.isfinite())
+        self._updates.make(update, self.step, optimizer, apply)
         optimizer.zero_grad()
-        self._log.notes["discriminator_gradient_norm"] = norm
 
     def validate(self, compute: Callable[[], dict[str, float]]) -> dict[str, float] | None:
         """When it is time, `compute` on all ranks, in training's precision; rank 0's scores are logged as `valid/...` columns.
@@ -291,12 +301,19 @@ class Run:
 
         Leaves after saving where a signal asks for it (exit status 75), and where the log cannot be written (RunError).
         """
+        losses, known = self._log.read(self._record.sums(), self._updates.unknown())
+        self._updates.learn(known, self.step)
         self.step += 1
-        self._log.finish_step(self.step, self._record.sums(), objective)
-        best, asked = self._checkpoints.is_best(), self._asked_to_leave()
+        self._log.finish_step(self.step, losses, objective)
+        best = self._checkpoints.is_best()
+        (asked, writing), last = self._asked_to_leave(), self.step == self.total
         every = self.config.save_every
-        if asked or best or self.step == self.total or (every and self.step % every == 0):
+        if not writing:
+            self._checkpoints.finish_writing()
+        if asked or best or last or (every and self.step % every == 0):
             self._checkpoints.save(self.step)
+        if asked or last:
+            self._checkpoints.finish_writing()
         self._checkpoints.finish_step()
         if asked:
             left = f"{asked}: saved step {self.step}, leaving; the same command with --resume goes on from there"
@@ -309,23 +326,11 @@ class Run:
     def _keep_step(self) -> Path:
         return self._checkpoints.keep_step(self.step, self._record, self._random_state)
 
-    def _is_finite(self, whose: str, norm: float) -> bool:
-        """Whether an update may be made; the guard has spoken where it may not."""
-        broken = not (math.isfinite(norm) and self._record.is_finite())
-        if not self._on_any_rank(broken):
-            return True
-        self._log.say(f"warning: {self._guard.refuse(whose, norm, self.step)}")
-        return False
-
-    def _asked_to_leave(self) -> str | None:
-        """The signal that any rank was sent, or what keeps one from logging."""
+    def _asked_to_leave(self) -> tuple[str | None, bool]:
+        """The signal that any rank was sent, or what keeps one from logging; and whether any is writing a checkpoint."""
         received = self._interruptions.received or self._log.trouble
-        return (received or "another process was asked to") if self._on_any_rank(received is not None) else None
-
-    def _on_any_rank(self, own: bool) -> bool:
-        return (
-            bool(self.over_ranks(torch.tensor(float(own), device=self.device))) if self.fabric.world_size > 1 else own
-        )
+        asked, writing = self._hosts.sum([received is not None, self._checkpoints.writes])
+        return (received or "another process was asked to") if asked else None, writing > 0
 
     def close(self) -> None:
         """Leave the process group in order, and the folder to others."""
@@ -337,4 +342,4 @@ class Run:
 
     def over_ranks(self, own: Tensor) -> Tensor:
         """The sum of a tensor over all ranks."""
-        return cast(Tensor, self.fabric.all_reduce(own, reduce_op="sum"))
+        return sum_(own.clone())

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
+from transformers import PreTrainedModel
 
 from gakd.models.fingerprints import frozen_mark
 from gakd.models.heads import head_of, hidden_rows
+from gakd.models.lora import base_of
 from gakd.models.sharding import shard_model
 from gakd.types import Batch, Head, TeacherOutput
 
@@ -18,22 +22,23 @@ class LocalTeacher:
     def __init__(self, model: nn.Module) -> None:
         self.model = model.eval().requires_grad_(False)
         head_of(model)  # proven before anything is read by it
-        self._whole_head: Head | None = None
 
     @property
     def head(self) -> Head:
-        return self._whole_head or head_of(self.model)
+        return head_of(self.model)
 
     def mark(self) -> str:
         """A hash of its weights and configuration."""
         return frozen_mark(self.model)
 
     def shard(self, mesh: DeviceMesh, device: torch.device) -> None:
-        """Cut the weights over the ranks of a mesh; each keeps the head whole, which losses read outside the model."""
-        head = head_of(self.model)
-        bias = None if head.bias is None else head.bias.detach().to(device)
-        self._whole_head = head._replace(weight=head.weight.detach().to(device), bias=bias)
-        shard_model(self.model, mesh)
+        """Cut the weights over the ranks of a mesh; each keeps the head whole, which losses read outside the model.
+
+        It is then never gathered: on each rank it takes what one gathering of it would.
+        """
+        embeddings = cast(PreTrainedModel, base_of(self.model)).get_output_embeddings()
+        head = cast(nn.Module, embeddings).to(device)
+        shard_model(self.model, mesh, keep=list(head.parameters()))
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> TeacherOutput:

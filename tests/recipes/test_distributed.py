@@ -86,7 +86,7 @@ def test_two_processes_give_what_one_gives(alone, strategy, material, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_sharded_run_resumes_bit_for_bit_and_not_as_another_kind(material, tmp_path):
+def test_a_sharded_run_resumes_bit_for_bit(material, tmp_path):
     straight, taken_up = tmp_path / "straight", tmp_path / "taken up"
     on_two("gakd", material, straight, "fsdp2")  # saves at steps 2, 4 and 5
     shutil.copytree(straight, taken_up)
@@ -97,10 +97,35 @@ def test_a_sharded_run_resumes_bit_for_bit_and_not_as_another_kind(material, tmp
     on_two("gakd", material, taken_up, "fsdp2", "--resume")
     assert_identical(taken_up, straight)
 
-    given = arguments(material, straight, "--steps", "5", "--micro-batch-size", "2", "--devices", "2", "--resume")
-    result = run_there("gakd", *given, "--strategy", "ddp")
-    assert result.returncode != 0
-    assert "strategy was fsdp2, is ddp" in result.stderr
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_other_processes_and_cut_another_way(material, tmp_path):
+    """Two with cut weights, then one, then two with whole ones: no dropout, so only sums are added in another order."""
+    straight, taken_up = tmp_path / "straight", tmp_path / "taken up"
+    on_two("gakd", material, straight, "fsdp2", "--keep-checkpoints", "9")
+    shutil.copytree(straight, taken_up)
+
+    def forget(*names: str) -> None:
+        for name in names:
+            shutil.rmtree(taken_up / name)
+
+    forget("checkpoints/step-5", "checkpoints/step-4", "student")
+    flags = arguments(material, taken_up, "--steps", "5", "--micro-batch-size", "2", "--resume")
+    with pytest.warns(UserWarning, match="written by 2 processes with weights cut over them, this run has 1 process: "):
+        run_here("gakd", *flags)
+    forget("checkpoints/step-5", "student")
+    assert (taken_up / "checkpoints/step-4/student.safetensors").exists()
+    given = arguments(
+        material, taken_up, "--steps", "5", "--micro-batch-size", "2", "--devices", "2", "--strategy", "ddp", "--resume"
+    )
+    result = run_there("gakd", *given)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert "was written by 1 process, this run has 2 processes" in result.stderr
+    for row, other in zip(metrics(taken_up), metrics(straight), strict=True):
+        ours, theirs = (
+            {key: float(cell) for key, cell in cells.items() if cell and key != "padding"} for cells in (row, other)
+        )
+        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.slow

@@ -71,7 +71,7 @@ def test_resume_continues_bit_for_bit(fabric, tmp_path):
     module, optimizer = build()
     seed()
     train(module, optimizer, 3)
-    checkpoint.save(fabric, tmp_path, 3, {"student": module}, {"adam": optimizer}, {}, keep=2)
+    checkpoint.save(fabric, tmp_path, 3, {"student": module}, {"adam": optimizer}, {}, keep=2).finish()
     train(module, optimizer, 2)  # what a killed run did after its last checkpoint
 
     module, optimizer = build()
@@ -85,7 +85,7 @@ def saved(fabric, folder, steps, keep=10, scores=()):
     module, optimizer = build()
     train(module, optimizer, 1)
     for step, score in zip(steps, scores or [None] * len(steps), strict=True):
-        checkpoint.save(fabric, folder, step, {"student": module}, {"adam": optimizer}, {}, keep, score)
+        checkpoint.save(fabric, folder, step, {"student": module}, {"adam": optimizer}, {}, keep, score).finish()
 
 
 def test_frozen_weights_are_not_stored_and_tied_ones_once(fabric, tmp_path):
@@ -237,7 +237,7 @@ def test_a_finished_checkpoint_is_never_replaced(fabric, tmp_path):
     before = (tmp_path / "step-1" / "manifest.json").read_bytes()
     module, optimizer = build()
     train(module, optimizer, 5)
-    checkpoint.save(fabric, tmp_path, 1, {"student": module}, {"adam": optimizer}, {}, keep=2)
+    checkpoint.save(fabric, tmp_path, 1, {"student": module}, {"adam": optimizer}, {}, keep=2).finish()
     assert (tmp_path / "step-1" / "manifest.json").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
 
@@ -286,16 +286,16 @@ def test_where_there_is_no_room_the_checkpoint_before_stays_as_it_was(fabric, tm
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
     try:
         with pytest.raises(RunError, match=r"cannot write .*step-2: .*; .*step-1 is intact\. Make room.*--resume"):
-            checkpoint.save(fabric, tmp_path, 2, {"student": module}, {"adam": optimizer}, {}, keep=1)
+            checkpoint.save(fabric, tmp_path, 2, {"student": module}, {"adam": optimizer}, {}, keep=1).finish()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [path.name for path in tmp_path.iterdir()] == ["step-1"]
     assert {path.name: path.read_bytes() for path in (tmp_path / "step-1").iterdir()} == before
-    checkpoint.save(fabric, tmp_path, 2, {"student": module}, {"adam": optimizer}, {}, keep=1)
+    checkpoint.save(fabric, tmp_path, 2, {"student": module}, {"adam": optimizer}, {}, keep=1).finish()
     assert checkpoint.newest(tmp_path).name == "step-2"
 
 
-def test_other_weights_or_another_world_size_are_refused(fabric, tmp_path):
+def test_other_weights_are_refused_and_of_other_processes_what_belongs_to_each(fabric, tmp_path):
     saved(fabric, tmp_path, [1])
     _, optimizer = build()
     with pytest.raises(ValueError, match="holds other weights"):
@@ -303,5 +303,9 @@ def test_other_weights_or_another_world_size_are_refused(fabric, tmp_path):
     manifest = tmp_path / "step-1" / "manifest.json"
     held = read_sealed(manifest)
     write_sealed(manifest, held | {"world_size": 4})
-    with pytest.raises(ValueError, match="written by 4 processes, this run has 1"):
+    with pytest.raises(InputError, match=r"the buffer of each of 4 processes, this run has 1: resume with 4"):
+        checkpoint.load(fabric, tmp_path / "step-1", {}, {}, {"buffer": optimizer})
+    with pytest.warns(
+        UserWarning, match="written by 4 processes, this run has 1 process: .* random numbers are drawn anew"
+    ):
         checkpoint.load(fabric, tmp_path / "step-1", {}, {}, {})
