@@ -30,6 +30,7 @@ from gakd.models.heads import head_of
 from gakd.models.lora import ALL_LINEAR, add_lora, lora_text
 from gakd.models.names import existing_folder
 from gakd.models.parts import idle_parameters
+from gakd.models.precision import keep_stream_single
 from gakd.models.pruning import prune_layers
 from gakd.models.reading import read, read_weights
 from gakd.models.rehearsal import prove_student
@@ -63,19 +64,23 @@ class ModelConfig:
     """Run Python code that comes with a model's files. It can do anything on this machine: read it first."""
 
 
-def load_student(config: ModelConfig) -> nn.Module:
-    """The student in fp32, pruned and with LoRA as configured, all of its text's part trainable without LoRA.
+def load_student(config: ModelConfig, frozen_dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The student, pruned and with LoRA as configured, all of its text's part trainable without LoRA.
 
-    Proven before it is trained: its head (`head_of`), and that what is exported of it is what was trained (`prove_student`).
-    Raises ModelError where either fails.
+    What trains is in fp32; what LoRA leaves as it is, is in `frozen_dtype` (`Run.frozen_dtype`), and its hidden states under
+    autocast stay in fp32. Proven before it is trained: its head (`head_of`), and that what is exported of it is what was
+    trained (`prove_student`). Raises ModelError where either fails.
     """
-    model = load_model(config.student, layers=config.student_layers, trust_remote_code=config.trust_remote_code)
+    dtype = frozen_dtype if config.lora_rank else torch.float32
+    model = load_model(config.student, dtype, config.student_layers, config.trust_remote_code)
     for parameter in idle_parameters(model).values():
         parameter.requires_grad_(False)
     if config.activation_checkpointing:
         checkpoint_activations(model)
     student: nn.Module = model
     if config.lora_rank:
+        if dtype != torch.float32:
+            keep_stream_single(model)
         student = add_lora(model, config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets)
     head_of(student)
     if is_first_process():
