@@ -33,6 +33,7 @@ from gakd.models.parts import idle_parameters
 from gakd.models.precision import keep_stream_single
 from gakd.models.pruning import prune_layers
 from gakd.models.reading import read, read_weights
+from gakd.models.reading_in_parts import Unreadable, read_in_parts
 from gakd.models.rehearsal import prove_student
 
 
@@ -157,17 +158,32 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     layers: Sequence[int] | None = None,
     trust_remote_code: bool = False,
+    device: torch.device | None = None,
 ) -> PreTrainedModel:
     """A causal language model in evaluation mode; `layers` as in `prune_layers`.
 
     A vision-language model is loaded whole, and reads text alone. ModelError for an encoder-decoder, and for weights that are
     not finite.
+
+    To a `device` other than the CPU weights are read one by one, so that host memory never holds a model. On the meta device
+    it is without its weights but for the head's, which is proven: each rank reads its part once it is cut (`shard_model`).
+    Files that cannot be read so are read whole, with a line that says why; such a model is on the CPU in place of meta.
     """
     _refuse_adapter(name)
     kind = kind_of(config_of(name, trust_remote_code), name)
+    device = device or torch.device("cpu")
+    if device.type != "cpu" and not layers:
+        try:
+            return read_in_parts(kind, name, dtype, trust_remote_code, device)
+        except Unreadable as error:
+            if is_first_process():
+                print(f"{name} is read whole into host memory first: {error}", flush=True)
     model = read_weights(kind, name, dtype, None, trust_remote_code)
     _refuse_broken_weights(model, name)
-    return (prune_layers(model, layers) if layers else model).eval()
+    model = (prune_layers(model, layers) if layers else model).eval()
+    if device.type not in ("cpu", "meta"):
+        nn.Module.to(model, device)
+    return model
 
 
 def kind_of(config: PreTrainedConfig, name: str) -> Any:

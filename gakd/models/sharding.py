@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 
 from gakd.models.lora import base_of
 from gakd.models.parts import decoder_layers
+from gakd.models.streaming import fill
 
 Result = TypeVar("Result")
 
@@ -103,6 +104,10 @@ def _run(function: Callable[..., Result], *arguments: Any) -> Result:
 
 
 def shard_model(model: nn.Module, mesh: DeviceMesh) -> None:
-    """Cut a causal language model's weights over the ranks of a mesh, adapters with their layers."""
+    """Cut a causal language model's weights over the ranks of a mesh, adapters with their layers.
+
+    Of one that is without its weights yet, each rank then reads its own part.
+    """
     base = base_of(model)
     shard(base, decoder_layers(base), mesh)
+    fill(base, mesh=mesh)

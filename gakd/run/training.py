@@ -85,8 +85,8 @@ class Run:
 
     @property
     def loading_device(self) -> torch.device:
-        """Where a teacher is loaded to: its device, or the CPU where it is yet to be cut."""
-        return torch.device("cpu") if self._sharded else self.device
+        """Where a teacher is loaded to: its device, or the meta device, without its weights, where it is yet to be cut."""
+        return torch.device("meta") if self._sharded else self.device
 
     @property
     def frozen_dtype(self) -> torch.dtype:

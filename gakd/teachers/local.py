@@ -7,7 +7,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from gakd.models.fingerprints import frozen_mark
-from gakd.models.heads import head_of, hidden_rows
+from gakd.models.heads import head_of, hidden_rows, prove_again
 from gakd.models.sharding import shard_model
 from gakd.types import Batch, Head, TeacherOutput
 
@@ -34,6 +34,7 @@ class LocalTeacher:
         bias = None if head.bias is None else head.bias.detach().to(device)
         self._whole_head = head._replace(weight=head.weight.detach().to(device), bias=bias)
         shard_model(self.model, mesh)
+        prove_again(self.model, self._whole_head)
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> TeacherOutput:
