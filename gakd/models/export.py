@@ -18,6 +18,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 from gakd.files import follow_umask
 from gakd.models.disk import room_for
 from gakd.models.errors import ModelError
+from gakd.models.precision import single_copy
 from gakd.models.read_back import prove_folder, text_logits
 
 _AGAIN = "make room there, or make it writable, then run again; a training run with --resume"
@@ -30,7 +31,7 @@ def write_folder(
     ends: Sequence[int] = (),
     prove: bool = True,
 ) -> Path:
-    """Write weights (LoRA merged into a copy), config, generation config and tokenizer to `folder`, replacing it.
+    """Write weights (LoRA merged into a copy, in fp32), config, generation config and tokenizer to `folder`, replacing it.
 
     Its generation config has these `ends` (`gakd.data.end_ids`), or the tokenizer's end of text where none are given; the
     rest of it is passed on as it came, valid to transformers or not.
@@ -48,10 +49,11 @@ def write_folder(
         if gathered is None:
             return folder
         model = gathered
+    adapted = hasattr(model, "merge_and_unload")
+    if adapted:
+        model = single_copy(model)
     expected_NV = text_logits(model) if prove else None
-    merged: Any = model
-    if hasattr(model, "merge_and_unload"):
-        merged = copy.deepcopy(model).merge_and_unload()  # type: ignore[operator]
+    merged: Any = model.merge_and_unload() if adapted else model  # type: ignore[operator]
     every: Any = list(ends) or [tokenizer.eos_token_id]
     before = "what was there before is intact. " if folder.exists() else ""
     with room_for(folder, f"{before}{_AGAIN}"), _replacing(folder) as scratch:

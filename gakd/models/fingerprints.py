@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from gakd.files import file_digest
 from gakd.models.lora import base_of
 from gakd.models.names import local_folder
+from gakd.models.streaming import left_of
 
 _BLOCK, _GOLDEN = (
     1 << 18,
@@ -73,17 +74,21 @@ def untrained_mark(module: nn.Module) -> str:
 
 
 def _mark(module: nn.Module, weights: Sequence[tuple[str, Tensor]]) -> str:
-    return text_digest(json.dumps([_settings(module), weights_mark(weights)], default=str))
+    left = left_of(base_of(module))
+    known = ((name, left.read(weight) if left and weight.is_meta else weight) for name, weight in weights)
+    return text_digest(json.dumps([_settings(module), weights_mark(known)], default=str))
 
 
-def weights_mark(weights: Sequence[tuple[str, Tensor]]) -> str:
+def weights_mark(weights: Iterable[tuple[str, Tensor]]) -> str:
     """A hash of names, shapes, dtypes and all bits of some tensors, the same on any device; it waits for the device once.
 
     Each block of 32-bit words gives the sum of words times odd numbers of their places, modulo 2**64: any single word that is
     another gives another sum, and of several that are, all but one case in some thousand millions.
     """
-    about = [f"{name} {tuple(weight.shape)} {weight.dtype}" for name, weight in weights]
-    sums = [total for _, weight in weights for total in _word_sums(weight.detach())]
+    about, sums = list[str](), list[Tensor]()
+    for name, weight in weights:
+        about.append(f"{name} {tuple(weight.shape)} {weight.dtype}")
+        sums += _word_sums(weight.detach())
     found = torch.stack(sums).tolist() if sums else []
     return text_digest(json.dumps([about, found]))
 

@@ -52,6 +52,24 @@ def _proven(base: PreTrainedModel, head: Head) -> LogitShape:
     return shape
 
 
+def take_as_proven(model: nn.Module, twin: nn.Module) -> None:
+    """Take a model's head to be as its twin's was found: the same class, configuration and weights, of fewer layers."""
+    setattr(base_of(model), _PROVEN, head_of(twin).shape)
+
+
+def prove_again(model: nn.Module, head: Head) -> None:
+    """Ask a model once more, as it is now, cut over ranks or not; ModelError where its head is not what it was taken to be.
+
+    `head` is the whole one. Every rank asks.
+    """
+    base = base_of(model)
+    found, taken = prove_head(base, head), getattr(base, _PROVEN, None)
+    if found != taken:
+        raise ModelError(
+            f"{type(base).__name__} has other logits than its first layers with its head gave: {found}, expected {taken}"
+        )
+
+
 def hidden_rows(model: nn.Module, batch: Batch) -> Tensor:
     """Last hidden states (after the final norm) of the supervised rows, `[N, H]`; prompt and padding never reach a head.
 

@@ -30,8 +30,10 @@ from gakd.models.heads import head_of
 from gakd.models.lora import ALL_LINEAR, add_lora, lora_text
 from gakd.models.names import existing_folder
 from gakd.models.parts import idle_parameters
+from gakd.models.precision import keep_stream_single
 from gakd.models.pruning import prune_layers
 from gakd.models.reading import read, read_weights
+from gakd.models.reading_in_parts import Unreadable, read_in_parts
 from gakd.models.rehearsal import prove_student
 
 
@@ -63,19 +65,23 @@ class ModelConfig:
     """Run Python code that comes with a model's files. It can do anything on this machine: read it first."""
 
 
-def load_student(config: ModelConfig) -> nn.Module:
-    """The student in fp32, pruned and with LoRA as configured, all of its text's part trainable without LoRA.
+def load_student(config: ModelConfig, frozen_dtype: torch.dtype = torch.float32) -> nn.Module:
+    """The student, pruned and with LoRA as configured, all of its text's part trainable without LoRA.
 
-    Proven before it is trained: its head (`head_of`), and that what is exported of it is what was trained (`prove_student`).
-    Raises ModelError where either fails.
+    What trains is in fp32; what LoRA leaves as it is, is in `frozen_dtype` (`Run.frozen_dtype`), and its hidden states under
+    autocast stay in fp32. Proven before it is trained: its head (`head_of`), and that what is exported of it is what was
+    trained (`prove_student`). Raises ModelError where either fails.
     """
-    model = load_model(config.student, layers=config.student_layers, trust_remote_code=config.trust_remote_code)
+    dtype = frozen_dtype if config.lora_rank else torch.float32
+    model = load_model(config.student, dtype, config.student_layers, config.trust_remote_code)
     for parameter in idle_parameters(model).values():
         parameter.requires_grad_(False)
     if config.activation_checkpointing:
         checkpoint_activations(model)
     student: nn.Module = model
     if config.lora_rank:
+        if dtype != torch.float32:
+            keep_stream_single(model)
         student = add_lora(model, config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets)
     head_of(student)
     if is_first_process():
@@ -152,17 +158,32 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     layers: Sequence[int] | None = None,
     trust_remote_code: bool = False,
+    device: torch.device | None = None,
 ) -> PreTrainedModel:
     """A causal language model in evaluation mode; `layers` as in `prune_layers`.
 
     A vision-language model is loaded whole, and reads text alone. ModelError for an encoder-decoder, and for weights that are
     not finite.
+
+    To a `device` other than the CPU weights are read one by one, so that host memory never holds a model. On the meta device
+    it is without its weights but for the head's, which is proven: each rank reads its part once it is cut (`shard_model`).
+    Files that cannot be read so are read whole, with a line that says why; such a model is on the CPU in place of meta.
     """
     _refuse_adapter(name)
     kind = kind_of(config_of(name, trust_remote_code), name)
+    device = device or torch.device("cpu")
+    if device.type != "cpu" and not layers:
+        try:
+            return read_in_parts(kind, name, dtype, trust_remote_code, device)
+        except Unreadable as error:
+            if is_first_process():
+                print(f"{name} is read whole into host memory first: {error}", flush=True)
     model = read_weights(kind, name, dtype, None, trust_remote_code)
     _refuse_broken_weights(model, name)
-    return (prune_layers(model, layers) if layers else model).eval()
+    model = (prune_layers(model, layers) if layers else model).eval()
+    if device.type not in ("cpu", "meta"):
+        nn.Module.to(model, device)
+    return model
 
 
 def kind_of(config: PreTrainedConfig, name: str) -> Any:

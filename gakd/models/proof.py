@@ -12,6 +12,7 @@ from gakd.models.asking import difference, numbers, two_rows
 from gakd.models.errors import ModelError
 from gakd.models.mode import evaluating
 from gakd.models.parts import backbone_of, last_hidden_rows
+from gakd.models.sharding import inside
 from gakd.types import Batch, Head, LogitShape
 
 # Logits of this standard deviation: a soft-cap shows in large ones, the scale in small ones.
@@ -43,7 +44,7 @@ def prove_head(base: PreTrainedModel, head: Head) -> LogitShape:
         with evaluating(base), torch.autocast(head.weight.device.type, enabled=False):
             batch = two_rows(base.config, head)
             heard = _listen(base, batch, head)
-            hidden_NH = last_hidden_rows(backbone_of(base), batch)
+            hidden_NH = inside(base, last_hidden_rows, backbone_of(base), batch)
     except (ModelError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever a model raises that wants more than token ids

@@ -6,12 +6,12 @@ import logging
 import pickle
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from gakd.models.errors import ModelError
@@ -38,9 +38,17 @@ def read(name: str, trust_remote_code: bool, load: Callable[[str], Read]) -> Rea
 
 
 def read_weights(
-    kind: Any, name: str, dtype: torch.dtype, attention: str | None, trust_remote_code: bool, headless: bool = False
+    kind: Any,
+    name: str,
+    dtype: torch.dtype,
+    attention: str | None,
+    trust_remote_code: bool,
+    headless: bool = False,
+    stand_ins: Mapping[str, Any] | None = None,
 ) -> PreTrainedModel:
     """A model with all of its weights from its files. Warns of those that it leaves unread; a `headless` one leaves its head.
+
+    With `stand_ins` (`Stored.stand_ins`) these in place of what the files hold: the weights are then without values.
 
     ModelError for weights that are missing or of another shape, which transformers would draw at random, and for those that
     belong to a layer of the model and have no place in it.
@@ -49,14 +57,18 @@ def read_weights(
     def load(source: str) -> tuple[PreTrainedModel, dict[str, Any]]:
         if (files := source_files(name)) is not None:
             check_weights(files, name)
+        # Given weights, transformers reads no folder: the class is then asked by its configuration.
+        asked, known = (kind, {}) if stand_ins is None else _by_config(kind, source, trust_remote_code)
         with _without_report():
-            return kind.from_pretrained(
-                source,
+            return asked.from_pretrained(
+                source if stand_ins is None else None,
                 dtype=dtype,
                 attn_implementation=attention,
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # they are refused below, by their names
+                state_dict=None if stand_ins is None else dict(stand_ins),
+                **known,
             )
 
     model, info = read(name, trust_remote_code, load)
@@ -75,6 +87,13 @@ def read_weights(
         )
     _judge_unexpected(model, sorted(info["unexpected_keys"]), name, headless)
     return model
+
+
+def _by_config(kind: Any, source: str, trust_remote_code: bool) -> tuple[Any, dict[str, Any]]:
+    config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    with torch.device("meta"):
+        built = kind.from_config(config, trust_remote_code=trust_remote_code)
+    return type(built), {"config": built.config}
 
 
 def _judge_unexpected(model: PreTrainedModel, unexpected: list[str], name: str, headless: bool) -> None:

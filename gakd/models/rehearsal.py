@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from gakd.files import cache_dir
 from gakd.models.errors import ModelError
 from gakd.models.export import save_model
 from gakd.models.lora import base_of
+from gakd.models.precision import single_copy
 from gakd.models.read_back import prove_folder, text_logits
 
 _ADAPTED = 0.05  # standard deviation of the adapters' second matrices, which start at 0, in the rehearsal
@@ -24,13 +24,14 @@ _ADAPTED = 0.05  # standard deviation of the adapters' second matrices, which st
 def prove_student(student: nn.Module) -> None:
     """ModelError where what is exported of a student would not be the student: a weight lost, a merge that changes logits.
 
-    The student is written to a scratch folder in the cache, merged if it has LoRA (with adapters that do something), loaded
-    again and compared. It takes the room of one export on disk, for the moment.
+    The student is written to a scratch folder in the cache, merged in fp32 if it has LoRA (with adapters that do something),
+    loaded again and compared. It takes the room of one export on disk, for the moment.
     """
     with _adapters_set(student), tempfile.TemporaryDirectory(prefix="rehearsal-", dir=cache_dir()) as scratch:
-        expected_NV = text_logits(student)
+        written = single_copy(student) if base_of(student) is not student else student
+        expected_NV = text_logits(written)
         try:
-            merged = _merged(student)
+            merged = _merged(written)
             own: Any = merged.generation_config
             save_model(merged, Path(scratch), getattr(own, "eos_token_id", None), getattr(own, "pad_token_id", None))
             prove_folder(type(merged), merged.dtype, expected_NV, Path(scratch))
@@ -47,7 +48,7 @@ def _merged(student: Any) -> Any:
     if base_of(student) is student:
         return student
     try:
-        return copy.deepcopy(student).merge_and_unload()
+        return student.merge_and_unload()
     except Exception as error:  # whatever peft meets in a layer that is linear by its class alone
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         raise ModelError(

@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 
 from gakd.models.lora import base_of
 from gakd.models.parts import decoder_layers
+from gakd.models.streaming import fill
 
 Result = TypeVar("Result")
 
@@ -146,6 +147,10 @@ def _run(function: Callable[..., Result], *arguments: Any) -> Result:
 def shard_model(
     model: nn.Module, mesh: DeviceMesh, gathered: torch.dtype | None = None, keep: Collection[nn.Parameter] = ()
 ) -> None:
-    """`shard` of a causal language model, adapters with their layers."""
+    """`shard` of a causal language model, adapters with their layers.
+
+    Of one that is without its weights yet, each rank then reads its own part.
+    """
     base = base_of(model)
     shard(base, decoder_layers(base), mesh, gathered, keep)
+    fill(base, mesh=mesh)

@@ -6,6 +6,7 @@ import zipfile
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
+from transformers.utils.hub import cached_file
 
 from gakd.models.errors import ModelError
 from gakd.models.files import INDICES, Files, read_object, refuse_outside
@@ -25,6 +26,24 @@ def check_weights(files: Files, name: str) -> None:
             _check_safetensors(path, name, quantised)
         elif not zipfile.is_zipfile(path) and _start(path) in (b"PK", b""):  # an older pickle starts otherwise
             raise _damaged(path, name, "it has no end")
+
+
+def safetensors_of(files: Files, source: str, name: str) -> list[Path]:
+    """The safetensors files of a model, those of the hub fetched; ModelError where its weights are kept otherwise."""
+    settings = read_object(files.folder / "config.json", name) or {}
+    if "quantization_config" in settings:
+        raise ModelError("its weights are quantised")
+    shards = (
+        _shards(files, name) if files.whole else _shards(files, name) or [files.folder / INDICES[0].split(".index")[0]]
+    )
+    if not shards or any(path.suffix != ".safetensors" for path in shards):
+        raise ModelError("its weights are not safetensors")
+    if files.whole:
+        return shards
+    found = [cached_file(source, path.name, _raise_exceptions_for_missing_entries=False) for path in shards]
+    if None in found:
+        raise ModelError("its weights are not safetensors")
+    return [Path(str(path)) for path in found]
 
 
 def _shards(files: Files, name: str) -> list[Path]:

@@ -113,7 +113,7 @@ class Plan:
     teacher: Shape | None
     phases: dict[str, Parts]  # moments of a step, in order
     flops: Flops
-    host_memory: int  # bytes of both models whole, in one process, before they move to the device or are cut
+    host_memory: int  # bytes in one process before the student is cut and each rank has read its part of the teacher
 
     @property
     def busiest(self) -> str:

@@ -23,8 +23,16 @@ def plan(config: PlanConfig) -> Plan:
     """The plan of a run; InputError for models that are not known and for numbers that make no run."""
     setting = _setting(config)
     student, teacher = setting.student, setting.teacher
-    host = FLOAT32 * student.parameters + setting.teacher_bytes * setting.teacher_entries
-    return Plan(config, student, teacher, phases(setting), _flops(config, student, teacher), host)
+    return Plan(config, student, teacher, phases(setting), _flops(config, student, teacher), _host_memory(setting))
+
+
+def _host_memory(setting: Setting) -> int:
+    """The student whole, and of the teacher what is read to prove its head: two layers, and all that is no layer."""
+    student, teacher, config = setting.student, setting.teacher, setting.config
+    half = setting.on_gpu and setting.precision.startswith("bf16")
+    frozen = student.parameters - student.trainable if config.lora_rank and half else 0
+    known = 0 if teacher is None else teacher.head if config.teacher_cache else teacher.rest + 2 * teacher.layer
+    return FLOAT32 * (student.parameters - frozen) + 2 * frozen + setting.teacher_bytes * known
 
 
 def largest_micro_batch(config: PlanConfig) -> int:

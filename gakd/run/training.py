@@ -93,8 +93,17 @@ class Run:
 
     @property
     def loading_device(self) -> torch.device:
-        """Where a teacher is loaded to: its device, or the CPU where it is yet to be cut."""
-        return torch.device("cpu") if self._sharded else self.device
+        """Where a teacher is loaded to: its device, or the meta device, without its weights, where it is yet to be cut."""
+        return torch.device("meta") if self._sharded else self.device
+
+    @property
+    def frozen_dtype(self) -> torch.dtype:
+        """Of a student's weights that do not train: 16 bits where products round them to these anyway.
+
+        Not on a CPU, whose autocast does not cast the weights of a layer norm.
+        """
+        half = str(getattr(self.fabric._precision, "precision", "")).startswith("bf16")
+        return torch.bfloat16 if half and self.device.type == "cuda" else torch.float32
 
     @property
     def rank(self) -> int:

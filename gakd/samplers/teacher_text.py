@@ -16,6 +16,7 @@ from gakd.data.formats import row_from
 from gakd.data.rows import record_of
 from gakd.errors import InputError
 from gakd.logging.progress import ProgressView
+from gakd.models.streaming import with_weights
 from gakd.run.config import RunConfig
 from gakd.samplers.generation import Generation, Sampling, decode, generate
 from gakd.samplers.resumable import ResumableRows
@@ -65,16 +66,17 @@ def teacher_examples(
     prompts, dataset = spread(data.train, count), data.config or DataConfig()
     parameter = next(teacher.model.parameters())
     settings = asdict(config) | asdict(dataset) | {
-        "teacher": getattr(teacher.model, "name_or_path", ""), "dtype": str(parameter.dtype), "device": parameter.device.type,
-        "seed": run.seed, "prompts": count,
+        "teacher": getattr(teacher.model, "name_or_path", ""), "dtype": str(parameter.dtype),
+        "device": "cpu" if parameter.is_meta else parameter.device.type, "seed": run.seed, "prompts": count,
     }  # fmt: skip
     written = ResumableRows(run.output_dir / "teacher-text" / "train.jsonl", settings)
     if written.batches * config.generation_batch_size < count:
         print(f"The teacher answers {count} prompts into {written.path}", flush=True)
     sampling = Sampling(config.teacher_max_new_tokens, config.teacher_temperature, seed=run.seed)
     write_responses(
-        written, lambda: teacher.model, tokenizer, prompts, sampling, config.generation_batch_size, token_ids=True
-    )
+        written, lambda: with_weights(teacher.model), tokenizer, prompts, sampling, config.generation_batch_size,
+        token_ids=True,
+    )  # fmt: skip
     with written.path.open(encoding="utf-8") as file:
         read = [json.loads(line) for line in file]
     if not read:

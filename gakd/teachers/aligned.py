@@ -96,6 +96,7 @@ def load_aligned_teacher(
     if data.config is None:
         raise ValueError("the teacher encodes the rows as the student did: load the data with gakd.data.load_data")
     trusted = config.trust_remote_code
-    model = nn.Module.to(load_model(config.teacher, dtype, trust_remote_code=trusted), device)
+    whole = torch.device("cpu") if device.type == "meta" else device  # it is cut nowhere
+    model = load_model(config.teacher, dtype, None, trusted, whole)
     tokenizer = load_tokenizer(config.teacher, trusted)
     return AlignedTeacher(model, tokenizer, data.train, student_tokenizer, data.config)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from gakd.data import Data
@@ -43,6 +42,8 @@ def load_teacher(
 ) -> LocalTeacher | CachedTeacher:
     """The teacher on its device, in `dtype`; or the cache of it, in the dtype it was cached in.
 
+    On the meta device it is without its weights until it is cut (`LocalTeacher.shard`).
+
     A cache is refused (CacheError, with the reason) where it is damaged, where it lacks an example of the data, and where
     it is not the configured teacher's: if that model is on this machine, its files must be those the cache was made
     from (same sizes and modification times are trusted, anything else is hashed); if not, its name must be the
@@ -62,5 +63,4 @@ def load_reader(config: ModelConfig, dtype: torch.dtype, device: torch.device) -
         raise ModelError("the teacher reads what the student writes, a teacher cache cannot: leave out --teacher-cache")
     if config.teacher is None:
         raise ModelError("this recipe learns from a teacher: give --teacher, for example Qwen3-8B")
-    model = load_model(config.teacher, dtype, trust_remote_code=config.trust_remote_code)
-    return LocalTeacher(nn.Module.to(model, device))
+    return LocalTeacher(load_model(config.teacher, dtype, None, config.trust_remote_code, device))

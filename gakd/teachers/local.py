@@ -10,9 +10,10 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers import PreTrainedModel
 
 from gakd.models.fingerprints import frozen_mark
-from gakd.models.heads import head_of, hidden_rows
+from gakd.models.heads import head_of, hidden_rows, prove_again
 from gakd.models.lora import base_of
 from gakd.models.sharding import shard_model
+from gakd.models.streaming import left_of
 from gakd.types import Batch, Head, TeacherOutput
 
 
@@ -34,11 +35,15 @@ class LocalTeacher:
     def shard(self, mesh: DeviceMesh, device: torch.device) -> None:
         """Cut the weights over the ranks of a mesh; each keeps the head whole, which losses read outside the model.
 
-        It is then never gathered: on each rank it takes what one gathering of it would.
+        It is then never gathered: on each rank it takes what one gathering of it would. The model is asked once more, now
+        that it is cut.
         """
-        embeddings = cast(PreTrainedModel, base_of(self.model)).get_output_embeddings()
-        head = cast(nn.Module, embeddings).to(device)
-        shard_model(self.model, mesh, keep=list(head.parameters()))
+        base = cast(PreTrainedModel, base_of(self.model))
+        embeddings = cast(nn.Module, base.get_output_embeddings())
+        if (left := left_of(base)) is not None:
+            left.fill(device, lambda module: module is embeddings, None)
+        shard_model(self.model, mesh, keep=list(embeddings.to(device).parameters()))
+        prove_again(self.model, head_of(self.model))
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> TeacherOutput:

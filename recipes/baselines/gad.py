@@ -69,7 +69,7 @@ def main(config: Config) -> None:
     run = Run(config.run, config)
     with run.main_first():
         tokenizer = load_shared_tokenizer(config.models)
-        student = load_student(config.models)
+        student = load_student(config.models, run.frozen_dtype)
         data = load_data(config.data, tokenizer, config.run.batch_size, prompts_alone=config.models.teacher is not None)
         teacher = None
         if config.models.teacher is not None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from safetensors.torch import load, save
+from torch.nn.functional import linear
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from gakd import Adversarial, FrozenHeadsReadout, Head, LogitReadout, MLPDiscriminator, RelativisticGAN, logit_readout
+from gakd.adversary.readouts import frozen_heads
 from gakd.adversary.readouts.protocol import rows_that_pay
 from gakd.objective import Coefficients
 from gakd.types import IGNORE_INDEX, Batch, StudentOutput, StudentRows, TeacherOutput
@@ -145,6 +147,45 @@ def test_rows_are_as_exact_where_the_student_runs_in_mixed_precision(form):
             rows.append(readout.live(hidden, student, 1e9).detach())
         readout.flush()
     torch.testing.assert_close(rows[1], rows[0], rtol=0, atol=0)
+
+
+class Largest(TorchDispatchMode):
+    """Elements of the largest tensor that is made."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        result = function(*arguments, **(keywords or {}))
+        given = {own.untyped_storage().data_ptr() for own in arguments if isinstance(own, torch.Tensor)}
+        if isinstance(result, torch.Tensor) and result.untyped_storage().data_ptr() not in given:
+            self.elements = max(self.elements, result.numel())
+        return result
+
+
+def test_the_basis_needs_one_block_of_the_vocabulary_at_a_time(monkeypatch):
+    monkeypatch.setattr(frozen_heads, "BLOCK", 60)
+    student, teacher = heads(trains=False, dtype=torch.float32)
+    columns = H_STUDENT + H_TEACHER + 2
+    with Largest() as watch:
+        FrozenHeadsReadout(student, teacher, LogitReadout(V, 4))
+    assert watch.elements >= columns**2
+    assert watch.elements < max(60 * columns, columns**2, 4 * V) * 2
+    assert V // 60 * columns**2 > 10 * watch.elements  # as all blocks' Gram matrices would have
+
+
+def test_a_head_in_16_bits_spans_what_its_scaled_logits_do():
+    """The scale is a number of the head's own precision nowhere: 0.3 of a bf16 weight is none."""
+    student, teacher = heads(trains=False, dtype=torch.bfloat16)
+    student = student._replace(scale=0.3)
+    readout = FrozenHeadsReadout(student, teacher, LogitReadout(V, R, centered=True))
+    hidden = torch.randn(4, H_STUDENT)
+    exact = hidden.double() @ (0.3 * student.weight.double()).T
+    columns = torch.cat([0.3 * student.weight.double(), teacher.weight[:V].double()], 1)
+    basis, _ = torch.linalg.qr(columns - columns.mean(0))
+    centred = exact - exact.mean(-1, keepdim=True)
+    own = linear(hidden, readout.basis_student_KH, readout.offset_student_K).double()
+    assert not exact.isnan().any()
+    torch.testing.assert_close(own @ own.T, centred @ basis @ basis.T @ centred.T, rtol=1e-5, atol=1e-4)
 
 
 def test_heads_that_share_columns_need_fewer_dimensions():

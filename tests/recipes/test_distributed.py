@@ -135,3 +135,11 @@ def test_sharded_weights_low_precision_and_recomputed_activations_go_together(pr
     output = on_two("gakd", material, tmp_path / "run", "fsdp2", *flags)
     losses = [float(row["cross_entropy"]) for row in metrics(output) if row["cross_entropy"]]
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.slow
+def test_a_teacher_that_writes_is_whole_on_the_rank_that_asks_it_and_cut_afterwards(material, tmp_path):
+    """The first process reads it for its text; the other has none of its weights until both read their parts."""
+    output = on_two("seqkd", material, tmp_path / "run", "fsdp2")
+    assert (output / "teacher-text" / "train.jsonl").stat().st_size > 0
+    assert len(metrics(output)) == 5

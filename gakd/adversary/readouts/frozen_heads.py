@@ -12,6 +12,9 @@ the penalty as a constant. The same discriminator on the same logits, at `R K H`
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
@@ -120,19 +123,25 @@ class _Columns:
         self.heads, self.vocab_size = (student, teacher), vocab_size
         self.mean_1C: Tensor | float = 0.0
         if centered:
-            sums = [self.block(part).sum(0, keepdim=True) for part in self.parts()]
-            self.mean_1C = torch.stack(sums).sum(0) / vocab_size
+            self.mean_1C = _sum(self.block(part).sum(0, keepdim=True) for part in self.parts()) / vocab_size
 
     def parts(self) -> list[slice]:
         return [slice(start, min(start + BLOCK, self.vocab_size)) for start in range(0, self.vocab_size, BLOCK)]
 
     def block(self, part: slice) -> Tensor:
-        columns = []
+        # In one place: of wide heads a block is hundreds of MB, and would be there once for each step of making it.
+        width, device = sum(head.weight.shape[1] + 1 for head in self.heads), self.heads[1].weight.device
+        block_PC = torch.zeros(part.stop - part.start, width, dtype=torch.float64, device=device)
+        start = 0
         for head in self.heads:
-            bias_V = head.weight.new_zeros(self.vocab_size) if head.bias is None else head.bias.detach()
-            columns += [head.scale * head.weight.detach()[part], head.scale * bias_V[part, None]]
-        device = self.heads[1].weight.device
-        return torch.cat([column.to(device, torch.float64) for column in columns], dim=1) - self.mean_1C
+            end = start + head.weight.shape[1]
+            block_PC[:, start:end] = head.weight.detach()[part]
+            if head.bias is not None:
+                block_PC[:, end] = head.bias.detach()[part]
+            if head.scale != 1.0:  # in float64: 16 bits of a head have no room for a product
+                block_PC[:, start : end + 1] *= head.scale
+            start = end + 1
+        return block_PC.sub_(self.mean_1C)
 
     def split(self, onto_basis_KC: Tensor) -> dict[str, Tensor]:
         """Each head's and bias's coordinates, by the name of their buffer."""
@@ -148,8 +157,13 @@ def _basis(columns: _Columns) -> tuple[Tensor, Tensor]:
     By eigenvectors rather than Cholesky: heads may share columns (a student pruned from its teacher), which leaves the
     Gram matrix singular.
     """
-    gram_CC = torch.stack([block.T @ block for block in map(columns.block, columns.parts())]).sum(0)
+    gram_CC = _sum(block.T @ block for block in map(columns.block, columns.parts()))
     values_C, vectors_CC = torch.linalg.eigh(gram_CC)
     kept = values_C > RANK_TOLERANCE * values_C[-1]
     roots_K, vectors_CK = values_C[kept].sqrt(), vectors_CC[:, kept]
     return vectors_CK / roots_K, (vectors_CK * roots_K).T
+
+
+def _sum(parts: Iterable[Tensor]) -> Tensor:
+    """The sum of tensors of one shape, of which two are there at a time."""
+    return functools.reduce(Tensor.add_, parts)
