@@ -43,6 +43,11 @@ def _answers_of_the_device() -> None:
     }  # fmt: skip
     for name, value in answers.items():
         setattr(torch.cuda, name, _Answer(value))
+    # The compilers' own view of a device has kept the functions that torch.cuda had when it was imported.
+    view = importlib.import_module("torch._dynamo.device_interface").CudaInterface
+    for name in answers:
+        if hasattr(view, own := name.lstrip("_")):
+            setattr(view, own, staticmethod(getattr(torch.cuda, name)))
     # A card is there, and yet must not be woken: tensors made from numbers are then copied where a mode can see it.
     FakeTensorMode.avoid_device_init = property(lambda self: True)  # type: ignore[assignment]
     Tensor.pin_memory = lambda self, device=None: self  # type: ignore[assignment,method-assign]
