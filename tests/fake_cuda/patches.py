@@ -70,8 +70,10 @@ def _autocast() -> None:
 
 def _fused_optimizers() -> None:
     """Optimizers take several tensors at once where these are of types that they know; fake ones count too."""
-    known = importlib.import_module("torch.utils._foreach_utils")
-    known._foreach_supported_types.append(FakeTensor)  # type: ignore[attr-defined]
+    for module in ("torch.utils._foreach_utils", "torch.optim.optimizer"):
+        known: list[Any] = vars(importlib.import_module(module)).get("_foreach_supported_types", [])
+        if FakeTensor not in known:
+            known.append(FakeTensor)
 
 
 class _Attention:
