@@ -21,7 +21,7 @@ from tests.fake_cuda.settings import Setting
 from tests.fake_cuda.slips import SLIPS, recorded
 from tests.fake_cuda.step import run_step
 
-_SHORT = {"layers": 2, "lengths": ((512, 307),) * 8}
+_SHORT = {"layers": 1, "lengths": ((512, 307),) * 8}
 KINDS = {
     "gakd": Setting(**_SHORT),
     "gakd_lora": Setting(**_SHORT, lora_rank=16),

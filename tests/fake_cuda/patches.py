@@ -43,6 +43,11 @@ def _answers_of_the_device() -> None:
     }  # fmt: skip
     for name, value in answers.items():
         setattr(torch.cuda, name, _Answer(value))
+    # The compilers' own view of a device has kept the functions that torch.cuda had when it was imported.
+    view = importlib.import_module("torch._dynamo.device_interface").CudaInterface
+    for name in answers:
+        if hasattr(view, own := name.lstrip("_")):
+            setattr(view, own, staticmethod(getattr(torch.cuda, name)))
     # A card is there, and yet must not be woken: tensors made from numbers are then copied where a mode can see it.
     FakeTensorMode.avoid_device_init = property(lambda self: True)  # type: ignore[assignment]
     Tensor.pin_memory = lambda self, device=None: self  # type: ignore[assignment,method-assign]
@@ -65,8 +70,10 @@ def _autocast() -> None:
 
 def _fused_optimizers() -> None:
     """Optimizers take several tensors at once where these are of types that they know; fake ones count too."""
-    known = importlib.import_module("torch.utils._foreach_utils")
-    known._foreach_supported_types.append(FakeTensor)  # type: ignore[attr-defined]
+    for module in ("torch.utils._foreach_utils", "torch.optim.optimizer"):
+        known: list[Any] = vars(importlib.import_module(module)).get("_foreach_supported_types", [])
+        if FakeTensor not in known:
+            known.append(FakeTensor)
 
 
 class _Attention:

@@ -67,9 +67,9 @@ def stand_ins(recipe: Any, setting: Setting, recorder: Recorder, seen: Seen) -> 
     yield from ((recipe, name, value) for name, value in own.items() if hasattr(recipe, name))
 
     everywhere: dict[str, Any] = {
-        "gakd.models.loading.load_model": lambda name, dtype=torch.float32, *_: language_model(name, dtype, setting.layers),
+        "gakd.models.loading.load_model": lambda name, dtype=torch.float32, *_, **__: language_model(name, dtype, setting.layers),
         "gakd.models.loading.load_backbone": lambda name, *_, **__: backbone(name, setting.layers),
-        "gakd.models.loading.load_tokenizer": lambda *_: _Tokenizer(),
+        "gakd.models.loading.load_tokenizer": lambda *_, **__: _Tokenizer(),
         "gakd.models.rehearsal.prove_student": lambda *_: None,
         "gakd.models.lora.lora_text": lambda *_: "",
         "gakd.data.alignment.align": lambda *_: _aligned(data),

@@ -25,7 +25,7 @@ class Config:
     settings: tuple[Literal["all", "lora", "cache"], ...] = ("all", "lora", "cache")
     """All weights; LoRA of rank 16; all weights with the teacher's hidden states from a cache."""
     lengths: tuple[Literal["fixed", "dolly"], ...] = ("fixed", "dolly")
-    """32 sequences of 512 positions, 60% supervised; 32 of about 150 as in a window of Dolly's."""
+    """32 sequences of 512 positions, 60% supervised; 32 of 150 as in a window of Dolly's, 80 supervised."""
     student: str = "Qwen3-0.6B"
     """Any name that `gakd plan` knows."""
     teacher: str = "Qwen3-8B"

@@ -121,7 +121,10 @@ def _reader(kernels: list[Kernel], mode: FakeTensorMode, backward: bool) -> Call
         with virtualized.set_fake_mode(mode):
             compile_fx._recursive_post_grad_passes(module, is_inference=False)
         graph = graphs.GraphLowering(module, example_inputs=inputs, is_backward=backward)
-        with virtualized.set_graph_handler(graph), virtualized.set_extern_kernel_nodes([]):
+        with ExitStack() as stack:
+            stack.enter_context(virtualized.set_fake_mode(mode))
+            stack.enter_context(virtualized.set_graph_handler(graph))
+            stack.enter_context(virtualized.set_extern_kernel_nodes([]))
             graph.run(*inputs)
             graph.init_wrapper_code()
             graph._update_scheduler()
