@@ -23,22 +23,7 @@ KINDS = ("gakd", "gakd_lora", "released", "policy_gradient", "uld")
 LARGE = 10 * 10**9
 
 # What is known to fail: a mark goes when its reason does, and must then go, since it is strict.
-_HEAD = "the token pass multiplies with the head in fp32"
-_PACKED = "transformers looks for packed sequences in each forward, and waits for the answer"
-_LOG = "each norm and each logged name is waited for by itself"
-KNOWN: dict[tuple[str, str], str] = {
-    **{(kind, "waits"): _PACKED for kind in ("gakd", "gakd_lora", "policy_gradient", "uld")},
-    **{(kind, "copies"): "sinusoids are made on the host in each forward" for kind in ("gakd", "gakd_lora")},
-    **{(kind, "one wait"): _LOG for kind in ("gakd", "gakd_lora", "released", "uld")},
-    **{(kind, "fp32"): _HEAD for kind in ("gakd", "gakd_lora", "policy_gradient", "uld")},
-    ("policy_gradient", "one wait"): f"rewards of a step pick rows by a mask; {_LOG}; {_PACKED}",
-    # As the release has it: it picks rows by masks, steps its discriminator once a micro-batch, and keeps it in fp32.
-    (
-        "released",
-        "waits",
-    ): "the release's arithmetic picks rows by masks, and each update of its discriminator is waited for",
-    ("released", "fp32"): "the release's discriminator is a language model in fp32",
-}
+KNOWN: dict[tuple[str, str], str] = {}
 
 
 @pytest.fixture(scope="session")

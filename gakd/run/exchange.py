@@ -63,9 +63,10 @@ class Hosts:
 
     def sum(self, numbers: Sequence[float], dtype: torch.dtype = torch.float64) -> list[float]:
         """Each number's sum over all ranks."""
+        if not several():
+            return list(numbers)
         total = torch.tensor(numbers, dtype=dtype)
-        if several():
-            distributed.all_reduce(total, group=self._group)
+        distributed.all_reduce(total, group=self._group)
         return total.tolist()
 
     def any(self, own: bool) -> bool:

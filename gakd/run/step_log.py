@@ -78,7 +78,7 @@ class StepLog:
     def read(self, losses: dict[str, Tensor], known: Sequence[Tensor]) -> tuple[dict[str, float], list[float]]:
         """The sum of each loss over all ranks, and what all ranks know already: the one wait for the device in a step."""
         rows = [sum_(_row(list(losses.values())))] if losses else []
-        values = torch.cat([*rows, *([_row(known)] if known else [])]).tolist() if losses or known else []
+        values = torch.cat([*rows, *([_row(known)] if known else [])]).cpu().tolist() if losses or known else []
         return dict(zip(losses, values, strict=False)), values[len(losses) :]
 
     def finish_step(self, step: int, losses: dict[str, float], objective: Objective) -> None:

@@ -88,6 +88,10 @@ def stand_ins(recipe: Any, setting: Setting, recorder: Recorder, seen: Seen) -> 
     training: Any = importlib.import_module("gakd.run.training")
     yield training.checkpoint, "rng_state", lambda: {}
     yield training.Run, "once", lambda *_: {}
+    updates: Any = importlib.import_module("gakd.run.updates").Updates
+    learn = updates.learn
+    # Answers count as true here: what is asked of each update is whether it was refused.
+    yield updates, "learn", lambda self, values, step: learn(self, [values[0::2][0], 0.0] * (len(values) // 2), step)
 
 
 def _wherever(place: str, value: Any) -> Iterator[tuple[Any, str, Any]]:
