@@ -128,7 +128,7 @@ def test_a_gradient_comes_in_the_dtype_or_the_tensor_that_is_asked_for(dtype):
 
 
 @with_triton
-def test_on_a_gpu_the_pass_is_one_operation_that_fake_tensors_know():
+def test_the_triton_pass_is_one_operation_that_fake_tensors_know():
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -140,15 +140,15 @@ def test_on_a_gpu_the_pass_is_one_operation_that_fake_tensors_know():
             return function(*arguments, **(keywords or {}))
 
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
-        logits_NV, teacher_NV = torch.empty(6, 40, device="cuda"), torch.empty(6, 40, device="cuda")
-        labels_N = torch.empty(6, dtype=torch.long, device="cuda")
+        logits_NV, teacher_NV = torch.empty(6, 40), torch.empty(6, 40)
+        labels_N = torch.empty(6, dtype=torch.long)
         with Operations():
             result = row_pass.triton_pass(
                 logits_NV, teacher_NV, labels_N, [CrossEntropy(), ReverseKL()], [0.5, 0.5], SHAPE, SHAPE, True,
                 gradient_dtype=torch.bfloat16,
             )  # fmt: skip
     assert result.gradient_NV is not None
-    assert (result.gradient_NV.dtype, result.gradient_NV.device.type) == (torch.bfloat16, "cuda")
+    assert (result.gradient_NV.dtype, result.gradient_NV.shape) == (torch.bfloat16, (6, 40))
     assert [values.shape for values in (*result.losses, *result.log_normalizers)] == [(6,)] * 4
     own = [name for name in seen if "select" not in name and "slice" not in name]  # views
     assert own == ["aten.empty_like.default", "gakd.row_pass.default"], own
