@@ -45,7 +45,11 @@ def compare(name: str, case: Case, got: RowResult) -> None:
         assert len(ours) == len(theirs), name
         for own_N, wanted_N in zip(ours, theirs, strict=True):
             torch.testing.assert_close(
-                own_N.double(), wanted_N.double(), rtol=1e-5, atol=3e-6, msg=lambda text, kind=kind: f"{name}, {kind}: {text}"
+                own_N.double(),
+                wanted_N.double(),
+                rtol=1e-5,
+                atol=3e-6,
+                msg=lambda text, kind=kind: f"{name}, {kind}: {text}",
             )
     if not case.terms:
         assert got.gradient_NV is None, name
