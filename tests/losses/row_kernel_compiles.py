@@ -87,7 +87,7 @@ def main() -> None:
     cases = {
         "two reads": lambda n, start, t: rows(n, [CrossEntropy(t), ReverseKL(t)], start, t / 7),
         "two temperatures": lambda n, start, t: rows(n, [CrossEntropy(t), ReverseKL(t + 1)], start, t / 7),
-        "three reads": lambda n, start, t: rows(n, [CrossEntropy(), JensenShannon(t / 9, t)], start, 1.0),
+        "three reads": lambda n, start, t: rows(n, [CrossEntropy(t), JensenShannon(t / 9, t)], start, 1.0),
         "capped": lambda n, start, t: rows(n, [ReverseKL(t)], start, 1.0, LogitShape(t, 20.0 + t)),
         "of rows": lambda n, start, t: rows(n, [PolicyGradient(None, t), SkewForwardKL(0.1, t)], start, t),
     }
@@ -96,8 +96,6 @@ def main() -> None:
         case(128, 0, 1.0)
         warm = [*compiler.made.values()][before:]
         for count, start, temperature in ((1, 0, 1.0), (2, 1, 1.5), (7, 3, 2.0), (256, 128, 3.0), (1000, 7, 4.0)):
-            if name != "two reads":
-                temperature += 0.25  # of one that is 1.0 both sides are at the same one
             case(count, start, temperature)
         made = [*compiler.made.values()][before:]
         usage = [resources(kernel) for kernel in warm]
