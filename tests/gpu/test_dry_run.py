@@ -201,3 +201,18 @@ def test_a_cut_run_of_tests_keeps_those_that_are_done(tmp_path):
         {"test": "test_own.py::test_skipped", "left_out": "no card"},
         {"test": "test_own.py::test_errs", "error": "OSError: gone"},
     ]
+
+
+def test_tests_that_are_late_are_left_out_and_the_others_kept(monkeypatch):
+    def late(command, env, **_):
+        with open(env[recorder.LINES], "a") as file:
+            file.write('{"test": "one", "seconds": 1.0}\n')
+        raise subprocess.TimeoutExpired(command, 1.0)
+
+    monkeypatch.setattr(check_part.subprocess, "run", late)
+    found = []
+    check_part.run(Setting(torch.device("cpu"), TINY, Deadline(1), found.append))
+    assert sorted(found, key=str) == [
+        {"test": "one", "seconds": 1.0},
+        {"test": "the others", "left_out": "no time left: `python -m pytest tests/gpu` has no limit"},
+    ]
