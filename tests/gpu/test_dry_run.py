@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.gpu import __main__ as main
-from tests.gpu import check_part, machine, parts, recorder, token_part, token_ways
+from tests.gpu import check_part, machine, parts, recorder, step_part, token_part, token_ways
 from tests.gpu.setting import TINY, Deadline, Setting
 
 KEYS = {
@@ -31,9 +31,14 @@ def dry(tmp_path, *only: str) -> tuple[int, dict]:
     return status, json.loads((tmp_path / "gpu" / "results.json").read_text())
 
 
-def test_every_benchmark_runs_and_is_written(tmp_path):
+@pytest.mark.parametrize("compiler", ["left out", pytest.param("run", marks=pytest.mark.slow)])
+def test_every_benchmark_runs_and_is_written(tmp_path, monkeypatch, compiler):
+    asked = []
+    if compiler == "left out":
+        monkeypatch.setattr(step_part, "compile_layers", lambda model, backend: asked.append(model))
     status, results = dry(tmp_path, *KEYS)
     assert status == 0
+    assert len(asked) == (2 if compiler == "left out" else 0)
     assert set(results) == {"machine", "commit", "minutes", "dry_run", "parts"}
     assert set(results["machine"]["versions"]) == set(machine.PACKAGES)
     assert list(results["parts"]) == list(KEYS)
