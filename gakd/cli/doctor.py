@@ -31,7 +31,7 @@ _SHOWN = (
     "gakd", "torch", "transformers", "tokenizers", "safetensors", "lightning-fabric", "datasets", "huggingface_hub", "peft",
     "torchao", "torchtune", "triton", "openai",
 )  # fmt: skip
-_REASONS = {"torch": "FSDP2 is part of torch from 2.6 on", "transformers": "older ones are not tested"}
+_REASONS = {"torch": "older ones cannot choose TF32 for some products", "transformers": "older ones are not tested"}
 _BEGINNING_OF_BF16 = 8  # compute capability
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 import time
 from collections.abc import Callable
@@ -48,6 +49,7 @@ class CudaMeter:
         return torch.cuda.max_memory_allocated(self.device) - before
 
     def forget(self) -> None:
+        gc.collect()  # models and their wrappers refer to each other
         torch.cuda.synchronize(self.device)
         torch.cuda.empty_cache()
 

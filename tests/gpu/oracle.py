@@ -58,8 +58,9 @@ CASES = [
     Case(SkewReverseKL(0.1), _compared(FORMULAS["skew_reverse_kl"])),
     Case(AdaptiveKL(0.5), _compared(FORMULAS["adaptive_kl"])),
     Case(AlphaBeta(0.5, 0.5), _compared(FORMULAS["alpha_beta"])),
-    Case(TotalVariation(), _compared(FORMULAS["total_variation"])),
-    Case(UniversalLogit(), _compared(universal_logit)),
+    # Their gradients are signs of differences: rounding turns those near 0, of sorted probabilities many.
+    Case(TotalVariation(), _compared(FORMULAS["total_variation"]), direction=1e-3),
+    Case(UniversalLogit(), _compared(universal_logit), direction=3e-2),
 ]
 
 
@@ -72,8 +73,8 @@ class Rows(NamedTuple):
 
 
 def rows_on(device: torch.device) -> Rows:
-    """fp32; logits of standard deviation 2.5, the teacher's 0.9 with the student's."""
-    count, vocabulary, width = (8, 512, 32) if device.type == "cpu" else (128, 151_936, 1024)
+    """fp32; logits of standard deviation 2.5, the teacher's 0.9 with the student's. Of 12 rows a mean is 4e-4 nats off."""
+    count, vocabulary, width = (8, 512, 32) if device.type == "cpu" else (512, 151_936, 1024)
     generator = torch.Generator().manual_seed(0)
     hidden_NH = torch.randn(count, width, generator=generator)
     weight_VH, own_VH = (torch.randn(vocabulary, width, generator=generator) * 2.5 / width**0.5 for _ in range(2))

@@ -19,9 +19,9 @@ from tests.gpu.setting import Setting, first_line
 
 # In this order; of the time that is left, a part may take its share of what it and those behind it ask for.
 PARTS: dict[str, tuple[Callable[[Setting], None], float]] = {
-    "tests": (check_part.run, 4.0),
-    "token": (token_part.run, 2.5),
-    "step": (step_part.run, 2.5),
+    "tests": (check_part.run, 5.0),
+    "token": (token_part.run, 2.0),
+    "step": (step_part.run, 2.0),
     "generation": (generation_part.run, 1.0),
 }
 LEAST_SECONDS = 15  # a process and its imports

