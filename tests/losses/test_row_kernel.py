@@ -57,8 +57,8 @@ def compare(name: str, case: Case, got: RowResult) -> None:
     assert got.gradient_NV is not None, name
     assert expected.gradient_NV is not None, name
     assert got.gradient_NV.dtype == (case.gradient_dtype or torch.float32), name
-    # A row of bf16 is rounded once, to 8 bits.
-    rtol = 1e-5 if case.gradient_dtype is None else 2**-8
+    # Rounded once, to 8 bits; the interpreter cuts where the GPU's `cvt.rn` rounds to the nearest.
+    rtol = 1e-5 if case.gradient_dtype is None else 2**-7
     size = expected.gradient_NV.abs().amax(-1, keepdim=True)
     error_NV = (got.gradient_NV.double() - expected.gradient_NV).abs()
     assert bool((error_NV <= rtol * expected.gradient_NV.abs() + 2e-6 * size).all()), f"{name}: {error_NV.max():.2g}"

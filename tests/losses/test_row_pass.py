@@ -150,8 +150,8 @@ def test_the_triton_pass_is_one_operation_that_fake_tensors_know():
     assert result.gradient_NV is not None
     assert (result.gradient_NV.dtype, result.gradient_NV.shape) == (torch.bfloat16, (6, 40))
     assert [values.shape for values in (*result.losses, *result.log_normalizers)] == [(6,)] * 4
-    views = "select", "slice", "prim"
-    own = [name for name in seen if not any(view in name for view in views)]
+    views = ("aten.select", "aten.slice", "aten.alias", "aten.detach", "prim.device")  # and questions: no kernels
+    own = [name for name in seen if not name.startswith(views)]
     assert own == ["aten.empty_like.default", "gakd.row_pass.default"], own
 
 
