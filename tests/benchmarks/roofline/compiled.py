@@ -124,6 +124,8 @@ def _reader(kernels: list[Kernel], mode: FakeTensorMode, backward: bool) -> Call
         with ExitStack() as stack:
             stack.enter_context(virtualized.set_fake_mode(mode))
             stack.enter_context(virtualized.set_graph_handler(graph))
+            debug: Any = importlib.import_module("torch._inductor.debug")
+            stack.enter_context(virtualized.set_debug_handler(debug.DebugContext()))
             stack.enter_context(virtualized.set_extern_kernel_nodes([]))
             graph.run(*inputs)
             graph.init_wrapper_code()
