@@ -37,7 +37,7 @@ class StepRecord:
             self._done.append((None, {}))
         sums, self._sums = self._done[-1][1], None
         for name, values in losses.items():
-            sums[name] = sums.get(name, values.new_zeros(())) + values.sum()
+            sums[name] = sums[name] + values.sum() if name in sums else values.sum()
 
     def sums(self) -> dict[str, Tensor]:
         """Each loss, summed over the step so far."""

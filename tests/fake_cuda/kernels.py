@@ -124,7 +124,8 @@ def _bytes(
             if name in _WRITES_SOME:
                 moved += 2 * sum(own_bytes(value) for value in ins if value is not tensor and value.is_floating_point())
                 continue
-            moved += own_bytes(tensor) * (1 if replaces and place not in seen else 2)
+            # Written where it has been read as an operand: `addmm(total, ..., out=total)`.
+            moved += own_bytes(tensor) * (1 if replaces or place in seen else 2)
         elif place not in seen:
             some = name in _READS_SOME and position == 0
             moved += sum(map(own_bytes, outs)) if some else own_bytes(tensor)
