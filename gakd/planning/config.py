@@ -15,6 +15,7 @@ BOUNDS = {
     "discriminator_width": COUNT, "length": COUNT,
     "readout_width": Bound(at_least=1, at_most=2**20), "response_share": Bound(above=0, at_most=1),
     "lora_rank": Bound(at_least=0, at_most=2**16), "lora_dropout": Bound(at_least=0, below=1), "device_memory": POSITIVE,
+    "examples": Bound(at_least=0), "text_examples": Bound(at_least=0), "max_new_tokens": COUNT, "evaluation_batch_size": COUNT,
 }  # fmt: skip
 
 
@@ -65,7 +66,17 @@ class PlanConfig:
     device: Literal["cuda", "cpu"] = "cuda"
     """Kind of device: on a GPU the teacher is bfloat16 and chunks of logits are larger."""
     device_memory: float = 80.0
-    """Memory of one device in GB of 10^9 bytes. CUDA, NCCL and fragmentation take some of it, which is not planned here."""
+    """Memory of one device in GB of 10^9 bytes. CUDA's own 0.6 is planned; what NCCL and fragmentation take of it is not."""
+    examples: int = 256
+    """Held-out examples of which a teacher's hidden states stay on the device, validation and test alike."""
+    text_examples: int = 128
+    """Test examples to which responses are generated; 0: an evaluation writes no text."""
+    max_new_tokens: int = 256
+    """Tokens after which such a response is cut."""
+    evaluation_batch_size: int = 16
+    """Sequences that are written at once."""
+    on_own_text: bool = False
+    """The recipe trains on text that the student writes: its copy in 16 bits for that stays for the whole run."""
 
     @property
     def sequences(self) -> int:
@@ -79,6 +90,7 @@ class PlanConfig:
 class Parts:
     """Bytes on one device at one moment of a step."""
 
+    runtime: int = 0  # of CUDA itself: context, kernels, workspaces of libraries
     weights: int = 0  # the student's; under fsdp2 its own part, and what is gathered
     gradients: int = 0
     optimizer: int = 0  # AdamW's two moments, and what its step needs besides
@@ -86,6 +98,8 @@ class Parts:
     teacher: int = 0
     discriminator: int = 0  # its weights, gradients, moments and the game's activations
     fused_chunk: int = 0  # logits of both models, and the gradients of hidden states and head that the losses form
+    held_out: int = 0  # the teacher's hidden states of held-out text
+    writing: int = 0  # the copy of weights that writes, caches and buffers of the sequences
 
     @property
     def total(self) -> int:
@@ -111,7 +125,7 @@ class Plan:
     config: PlanConfig
     student: Shape
     teacher: Shape | None
-    phases: dict[str, Parts]  # moments of a step, in order
+    phases: dict[str, Parts]  # moments of a step, in order, and the evaluation between steps
     flops: Flops
     host_memory: int  # bytes in one process before the student is cut and each rank has read its part of the teacher
 

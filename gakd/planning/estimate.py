@@ -15,7 +15,8 @@ from gakd.models.parts import decoder_layers
 from gakd.planning.config import BOUNDS, GB, Flops, Plan, PlanConfig
 from gakd.planning.footprint import Shape, anatomy, shape
 from gakd.planning.known_models import known_config, known_names
-from gakd.planning.step_memory import FLOAT32, Setting, adapters, phases
+from gakd.planning.setting import FLOAT32, Setting, adapters
+from gakd.planning.step_memory import EVALUATION, phases
 from gakd.planning.weights import Adapters
 
 
@@ -36,14 +37,18 @@ def _host_memory(setting: Setting) -> int:
 
 
 def largest_micro_batch(config: PlanConfig) -> int:
-    """The most sequences a forward that fit the device, 0 where not even one does; `accumulate` as it is set."""
+    """The most sequences a forward that fit the device, 0 where not even one does; `accumulate` as it is set.
+
+    0, too, where an evaluation does not fit, whose memory is the same whatever a micro-batch has.
+    """
     setting, memory = _setting(config), config.device_memory * GB
     config = setting.config
     low, high, size = 0, 1 << 20, config.micro_batch_size
     peaks: list[tuple[int, int]] = []
     while high - low > 1:
         moments = phases(replace(setting, config=replace(config, micro_batch_size=size)))
-        if moments["update"].total > memory:
+        evaluation = moments.pop(EVALUATION, None)
+        if moments["update"].total > memory or (evaluation is not None and evaluation.total > memory):
             return 0
         peaks += [(0, moments["update"].total)] if not peaks else []
         peaks.append((size, max(parts.total for parts in moments.values())))

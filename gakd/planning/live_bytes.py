@@ -51,14 +51,22 @@ class LiveBytes(TorchDispatchMode):
         self.now -= size
 
 
-def fill_(model: nn.Module, dtype: torch.dtype) -> list[Tensor]:
-    """Gives a model of the meta device weights and gradients on the CPU; for use within FakeTensorMode. Returns all of them."""
+def fill_(model: nn.Module, dtype: torch.dtype, frozen: torch.dtype | None = None) -> list[Tensor]:
+    """Gives a model of the meta device weights and gradients on the CPU; for use within FakeTensorMode. Returns all of them.
+
+    Weights that do not train are in `frozen` where that is given. Those of a layer norm are in fp32 then: CUDA's autocast
+    casts them, and a CPU's does not.
+    """
     fakes: dict[int, nn.Parameter] = {}  # by the identity of what they replace: tied weights stay tied
     owned: list[Tensor] = []
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
             if id(parameter) not in fakes:
-                fake = nn.Parameter(torch.empty(parameter.shape, dtype=dtype), requires_grad=parameter.requires_grad)
+                chosen = dtype if parameter.requires_grad or frozen is None else frozen
+                if frozen not in (None, dtype) and isinstance(module, nn.LayerNorm):
+                    chosen = torch.float32
+                empty = torch.empty(parameter.shape, dtype=chosen)
+                fake = nn.Parameter(empty, requires_grad=parameter.requires_grad)
                 fakes[id(parameter)] = fake
                 owned.append(fake)
                 if fake.requires_grad:

@@ -75,17 +75,27 @@ def discriminator_entries(readout_width: int, discriminator_width: int) -> int:
         return sum(parameter.numel() for parameter in discriminator.parameters())
 
 
+@dataclass(frozen=True)
+class RowBytes:
+    """Bytes of some rows' losses, their logits apart."""
+
+    peak: int
+    kept: int  # of what they result in: nothing of the logits' size where the gradient takes their place
+
+
 @functools.cache
-def row_bytes(rows: int, vocab_size: int, student: torch.dtype, teacher: torch.dtype | None) -> int:
-    """The most that cross entropy and reverse KL of some rows hold beside their logits, computed eagerly."""
+def row_bytes(rows: int, vocab_size: int, compared: int) -> RowBytes:
+    """Of cross entropy and, where some tokens are compared with a teacher's, reverse KL, computed eagerly."""
     with FakeTensorMode():
-        student_NV = torch.zeros(rows, vocab_size, dtype=student)
-        teacher_NV = None if teacher is None else torch.zeros(rows, vocab_size, dtype=teacher)
-        labels_N = torch.zeros(rows, dtype=torch.int64)
-        terms = [CrossEntropy()] if teacher is None else [CrossEntropy(), ReverseKL()]
+        student_NV, labels_N = torch.zeros(rows, vocab_size), torch.zeros(rows, dtype=torch.int64)
+        teacher_NV = torch.zeros(rows, compared) if compared else None
+        terms = [CrossEntropy(), ReverseKL()] if compared else [CrossEntropy()]
         owned = [student_NV, labels_N, *([] if teacher_NV is None else [teacher_NV])]
         with LiveBytes(owned) as live:
-            row_losses_and_gradient(
-                student_NV, teacher_NV, labels_N, terms, [1.0] * len(terms), LogitShape(), LogitShape()
-            )
-    return live.peak
+            result = row_losses_and_gradient(
+                student_NV, teacher_NV, labels_N, terms, [1.0] * len(terms), LogitShape(), LogitShape(),
+                compared=compared or None,
+            )  # fmt: skip
+            kept = live.now
+        del result
+    return RowBytes(live.peak, kept)

@@ -1,110 +1,34 @@
-"""What lies on one device at the moments of a training step that may be its peak."""
+"""What lies on one device at the moments of a run that may be its peak."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-import torch
-from transformers import PreTrainedConfig
-
-from gakd.losses.chunks import default_chunk_rows
-from gakd.losses.kernel import block_rows
-from gakd.planning.config import Parts, PlanConfig
-from gakd.planning.footprint import Shape
-from gakd.planning.loss_footprint import discriminator_entries, game_bytes, row_bytes
+from gakd.planning.chunk import chunk_bytes, head_sum
+from gakd.planning.config import Parts
+from gakd.planning.loss_footprint import discriminator_entries, game_bytes
+from gakd.planning.setting import FLOAT32, Setting, adapters
 from gakd.planning.tracing import reader_activations, student_activations
-from gakd.planning.weights import Adapters
+from gakd.planning.writing import copy_bytes, held_out_bytes, sequences_bytes
 
-FLOAT32 = 4  # bytes
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What the phases share."""
-
-    config: PlanConfig
-    student: Shape
-    teacher: Shape | None
-    student_config: PreTrainedConfig
-    teacher_config: PreTrainedConfig | None
-
-    @property
-    def on_gpu(self) -> bool:
-        return self.config.device == "cuda"
-
-    @property
-    def precision(self) -> str:
-        automatic = "bf16-mixed" if self.on_gpu else "32-true"
-        return automatic if self.config.precision == "auto" else self.config.precision
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the student's weights, gradients and moments, and of its hidden states."""
-        return torch.bfloat16 if self.precision == "bf16-true" else torch.float32
-
-    @property
-    def teacher_dtype(self) -> torch.dtype:
-        return torch.bfloat16 if self.on_gpu else torch.float32
-
-    @property
-    def bytes(self) -> int:
-        return self.dtype.itemsize
-
-    @property
-    def teacher_bytes(self) -> int:
-        return self.teacher_dtype.itemsize
-
-    @property
-    def teacher_entries(self) -> int:
-        if self.teacher is None:
-            return 0
-        return self.teacher.head if self.config.teacher_cache else self.teacher.parameters
-
-    @property
-    def world_size(self) -> int:
-        return self.config.devices * self.config.num_nodes
-
-    @property
-    def parts(self) -> int:
-        """Into how many parts weights are cut."""
-        return self.world_size if self.config.strategy == "fsdp2" else 1
-
-    @property
-    def supervised(self) -> int:
-        """Supervised tokens of a sequence."""
-        return max(round(self.config.length * self.config.response_share), 1)
-
-    @property
-    def rows(self) -> int:
-        return self.config.micro_batch_size * self.supervised
-
-    @property
-    def plays(self) -> bool:
-        return self.config.discriminator and self.teacher is not None
-
-    @property
-    def vocab_size(self) -> int:
-        return min(shape.vocab_size for shape in (self.student, self.teacher) if shape is not None)
-
-
-def adapters(config: PlanConfig) -> Adapters:
-    """The student's LoRA."""
-    return Adapters(config.lora_rank, config.lora_dropout, config.lora_targets)
+# CUDA's context with the kernels that are loaded, and what cuBLAS and others work in: about so much on recent cards.
+CUDA_RUNTIME = 600 * 10**6
+EVALUATION = "evaluation"
 
 
 def phases(setting: Setting) -> dict[str, Parts]:
-    """What lies on a device at each moment of a step that may be its peak."""
+    """What lies on a device at each moment of a step that may be its peak, and while text is written between steps."""
     config, student, teacher = setting.config, setting.student, setting.teacher
     sequences = config.micro_batch_size
     backbone = student_activations(
-        setting.student_config, sequences, config.length, setting.supervised, adapters(config),
-        setting.dtype, setting.precision == "bf16-mixed", config.activation_checkpointing, setting.on_gpu,
+        setting.student_config, sequences, config.length, setting.supervised, adapters(config), setting.layer_dtype,
+        setting.mixed, config.activation_checkpointing, setting.on_gpu,
+        setting.frozen_dtype if setting.parts == 1 else setting.layer_dtype,
     )  # fmt: skip
-    chunk = _chunk(setting)
-    head_gradient = student.head * setting.bytes if student.head_trains else 0
+    handed_over = student.head * setting.bytes if student.head_trains else 0
     hidden = setting.rows * student.width * setting.bytes
-    kept_of_losses = head_gradient + hidden
+    kept_of_losses = head_sum(setting) + hidden
     game_forward, game_kept = 0, 0
     if setting.plays and teacher is not None:
         widths, dtypes = (student.width, teacher.width), (setting.dtype, setting.teacher_dtype)
@@ -119,56 +43,63 @@ def phases(setting: Setting) -> dict[str, Parts]:
         reading = reader_activations(
             setting.teacher_config, sequences, config.length, setting.supervised, setting.teacher_dtype
         )
-        gathered = setting.teacher_bytes * _gathered(setting, teacher)
+        gathered = setting.teacher_bytes * _gathered_of_teacher(setting)
         found["teacher"] = replace(held, teacher=held.teacher + reading + gathered)
-    whole = replace(held, weights=held.weights + setting.bytes * _gathered(setting, student))
+    whole = replace(held, weights=held.weights + _gathered(setting))
     found["forward"] = replace(whole, activations=backbone.forward)
-    found["token losses"] = replace(whole, activations=backbone.inside, fused_chunk=chunk)
+    found["token losses"] = replace(whole, activations=backbone.inside, fused_chunk=chunk_bytes(setting))
     if setting.plays:
         found["game"] = replace(
             whole, activations=backbone.kept, fused_chunk=kept_of_losses,
             discriminator=held.discriminator + game_forward,
         )  # fmt: skip
     # Both losses' gradients of the head meet at once; of tied weights, their sum waits for the embeddings' at the end.
+    both = head_sum(setting) if setting.plays else 0
+    cast = handed_over if setting.bytes < FLOAT32 else 0
     found["backward of losses"] = replace(
-        whole, activations=backbone.kept, fused_chunk=kept_of_losses + (head_gradient if setting.plays else 0),
+        whole, activations=backbone.kept, fused_chunk=kept_of_losses + both + cast,
         discriminator=held.discriminator + game_kept,
     )  # fmt: skip
-    waiting = head_gradient if student.tied else 0
+    # What is outside of a cut model's layers is summed over the parts at the end.
+    waiting = handed_over if student.tied or setting.parts > 1 else 0
     layers = replace(whole, activations=backbone.backward, fused_chunk=waiting + hidden)
-    found["backward of layers"] = replace(
-        layers, gradients=held.gradients + _unreduced(setting, student.trainable_layer)
-    )
-    reduced = setting.bytes * student.trainable // setting.parts + _buckets(setting)
+    found["backward of layers"] = replace(layers, gradients=held.gradients + _unreduced_layer(setting))
+    reduced = math.ceil(setting.bytes * student.trainable / setting.parts)
     embeddings = setting.bytes * min(student.embedding, student.trainable_rest)
     found["backward of embeddings"] = replace(
-        whole,
-        gradients=max(held.gradients, reduced) + embeddings + _unreduced(setting, student.trainable_rest),
-        fused_chunk=waiting,
+        whole, gradients=max(held.gradients, reduced) + _unreduced_rest(setting, embeddings), fused_chunk=0
     )
-    update = setting.bytes * (student.trainable // setting.parts if setting.on_gpu else 2 * student.largest_trainable)
+    # The fused AdamW of a GPU has no temporaries; the plain one goes through the weights one after the other.
+    update = 0 if setting.on_gpu else 2 * setting.bytes * student.largest_trainable
     found["update"] = replace(held, gradients=reduced, optimizer=held.optimizer + update)
+    if config.text_examples:
+        copy = 0 if config.on_own_text else copy_bytes(setting)
+        found[EVALUATION] = replace(
+            held, gradients=_buckets(setting), weights=whole.weights,
+            writing=held.writing + copy + sequences_bytes(setting),
+        )  # fmt: skip
     return found
 
 
 def _held(setting: Setting) -> Parts:
     """What lies on the device throughout the forward of a micro-batch."""
     config, student, teacher = setting.config, setting.student, setting.teacher
-    gradients = _buckets(setting)
-    if config.accumulate:
-        # FSDP2 exchanges gradients with a step's last micro-batch only, and until then each device keeps them whole.
-        gradients += setting.bytes * student.trainable
+    # Gradients of cut weights are summed over the parts with each micro-batch. DDP's lie in its buckets, without a copy.
+    accumulated = math.ceil(setting.bytes * student.trainable / setting.parts) if config.accumulate else 0
     teacher_entries = setting.teacher_entries
     if teacher is not None and setting.parts > 1 and not config.teacher_cache:
-        # Losses read its head, which therefore stays whole.
-        teacher_entries = math.ceil(teacher_entries / setting.parts) + teacher.head
+        # Losses read its head, which is never cut.
+        teacher_entries = math.ceil((teacher_entries - teacher.head) / setting.parts) + teacher.head
     return Parts(
-        weights=setting.bytes * math.ceil(student.parameters / setting.parts),
-        gradients=gradients,
+        runtime=CUDA_RUNTIME if setting.on_gpu else 0,
+        weights=math.ceil(setting.student_bytes(student.parameters, student.trainable) / setting.parts),
+        gradients=max(accumulated, _buckets(setting)),
         optimizer=2 * setting.bytes * math.ceil(student.trainable / setting.parts),
         # And its hidden states of a micro-batch, which the loop's variable holds until the next one's are there.
         teacher=setting.teacher_bytes * (teacher_entries + (0 if teacher is None else setting.rows * teacher.width)),
         discriminator=_discriminator(setting),
+        held_out=held_out_bytes(setting),
+        writing=copy_bytes(setting) if config.on_own_text else 0,
     )
 
 
@@ -186,35 +117,40 @@ def _discriminator(setting: Setting) -> int:
     return FLOAT32 * (4 * (behind + width * span) + buffers)
 
 
-def _chunk(setting: Setting) -> int:
-    """Of a token pass: both models' logits of a chunk, what their losses need, and the gradients that it forms."""
-    student, teacher = setting.student, setting.teacher
-    device = torch.device(setting.config.device)
-    rows = min(default_chunk_rows(setting.rows, setting.vocab_size, device), setting.rows)
-    block = min(block_rows(rows, setting.vocab_size, device), rows)
-    teacher_dtype = None if teacher is None else setting.teacher_dtype
-    losses = row_bytes(block, setting.vocab_size, setting.dtype, teacher_dtype)
-    if setting.rows > block:
-        losses += (
-            block * setting.vocab_size * FLOAT32
-        )  # the gradient of the block before, until this one's takes its place
-    logits = rows * setting.vocab_size * (setting.bytes + (0 if teacher is None else setting.teacher_bytes))
-    # The head's gradient is summed in float32; in another precision each product is formed before it is added.
-    sums = student.head * (FLOAT32 + (setting.bytes if setting.bytes < FLOAT32 else 0)) if student.head_trains else 0
-    return logits + losses + sums + setting.rows * student.width * setting.bytes
+def _gathered(setting: Setting) -> int:
+    """Bytes that a cut student has whole while it runs: what is outside its layers, one layer, and the next on its way."""
+    student = setting.student
+    if setting.parts == 1:
+        return 0
+    layer = setting.student_bytes(student.layer, student.trainable_layer)
+    if setting.mixed:
+        layer = setting.layer_dtype.itemsize * student.layer
+    return setting.student_bytes(student.rest, student.trainable_rest) + 2 * layer
 
 
-def _gathered(setting: Setting, model: Shape) -> int:
-    """Entries that a cut model has whole while it runs: what is outside its layers, one layer, and the next on its way."""
-    return model.rest + 2 * model.layer if setting.parts > 1 else 0
+def _gathered_of_teacher(setting: Setting) -> int:
+    """Entries of a cut teacher, in the same way; its head is whole on every device."""
+    teacher = setting.teacher
+    return 0 if teacher is None or setting.parts == 1 else teacher.rest - teacher.head + 2 * teacher.layer
 
 
-def _unreduced(setting: Setting, trainable: int) -> int:
-    """Bytes of gradients that are about to be summed over the parts: whole, and once more in the buffer that is sent."""
-    return 2 * setting.bytes * trainable if setting.parts > 1 else 0
+def _unreduced_layer(setting: Setting) -> int:
+    """Bytes of a layer's gradients that are about to be summed over the parts: as gathered, and in the buffer that is sent."""
+    each = setting.layer_dtype.itemsize + setting.bytes
+    return each * setting.student.trainable_layer if setting.parts > 1 else 0
+
+
+def _unreduced_rest(setting: Setting, embeddings: int) -> int:
+    """Bytes of gradients outside of the layers, at the end: the embeddings' beside the head's, of tied weights their sum too."""
+    student = setting.student
+    waiting = setting.bytes * student.head if student.tied and student.head_trains else 0
+    if setting.parts == 1:
+        return embeddings + waiting
+    rest = setting.bytes * student.trainable_rest
+    return max(rest + embeddings + waiting if student.tied else rest, 2 * rest)
 
 
 def _buckets(setting: Setting) -> int:
-    """Bytes from which DistributedDataParallel sends gradients: a second copy of them, kept between steps."""
+    """Bytes that DistributedDataParallel sends gradients from, and keeps between steps; gradients are views of them."""
     replicated = setting.world_size > 1 and setting.config.strategy != "fsdp2"
     return setting.bytes * setting.student.trainable if replicated else 0

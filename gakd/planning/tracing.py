@@ -19,6 +19,7 @@ from gakd.models.heads import hidden_rows
 from gakd.models.loading import checkpoint_activations
 from gakd.models.lora import adapt
 from gakd.models.parts import backbone_of
+from gakd.models.precision import keep_stream_single
 from gakd.planning.footprint import anatomy, remembered
 from gakd.planning.layers import Sample, build
 from gakd.planning.live_bytes import LiveBytes, fill_
@@ -40,14 +41,22 @@ class Activations:
 @remembered
 def student_activations(
     config: PreTrainedConfig, sequences: int, length: int, supervised: int, adapters: Adapters, dtype: torch.dtype,
-    mixed: bool, checkpointing: bool, fused_dropout: bool,
+    mixed: bool, checkpointing: bool, fused_dropout: bool, frozen_dtype: torch.dtype | None = None,
 ) -> Activations:  # fmt: skip
-    """Of a student's backbone in training; `fused_dropout` as on a GPU, where what is kept of a dropout is a mask of bytes."""
+    """Of a student's backbone in training; `fused_dropout` as on a GPU, where what is kept of a dropout is a mask of bytes.
+
+    Trained weights are in `dtype`, the others in `frozen_dtype` where that is given, and hidden states between layers in fp32
+    under autocast all the same.
+    """
+    narrow = mixed and torch.bfloat16 in (dtype, frozen_dtype)
     found = anatomy(config)
 
     def traced(sample: Sample) -> Activations:
         with torch.device("meta"):
-            model = _without_vocabulary(as_on_a_gpu(build(sample.config, dtype), found.probe.fused))
+            built = build(sample.config, torch.float32 if mixed else dtype)
+            model = _without_vocabulary(as_on_a_gpu(built, found.probe.fused))
+            if narrow:
+                keep_stream_single(model)
             if checkpointing:
                 # The state of the generator would be read from real tensors, and none is needed.
                 checkpoint_activations(model, preserve_rng_state=False)
@@ -56,7 +65,7 @@ def student_activations(
         if fused_dropout:
             _fuse_dropout(student)
         with FakeTensorMode():
-            owned = fill_(student, dtype)
+            owned = fill_(student, dtype, frozen_dtype)
             batch = _batch(sequences, length, supervised)
             with LiveBytes([*owned, batch.input_ids, batch.rows_N]) as live:
                 with torch.autocast("cpu", torch.bfloat16) if mixed else nullcontext():

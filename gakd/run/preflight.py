@@ -127,6 +127,7 @@ def _excerpt(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], place: int)
 def planned(config: RunConfig, recipe_config: Any, models: ModelConfig, data: DataConfig) -> PlanConfig:
     """The planner's flags of a run on this machine's devices; what a recipe has besides is not part of its estimate."""
     on_gpu, readout_width = torch.cuda.is_available(), getattr(recipe_config, "readout_width", None)
+    flags = dict(flags_of(recipe_config))
     share, tokens = config.batch_size // (config.devices * config.num_nodes), config.micro_batch_tokens
     # Of the longest ones; of shorter ones there are more, and as many positions.
     sequences = config.micro_batch_size if tokens is None else max(tokens // data.max_length, 1)
@@ -140,6 +141,10 @@ def planned(config: RunConfig, recipe_config: Any, models: ModelConfig, data: Da
         device="cuda" if on_gpu else "cpu",
         # On a CPU the processes of a node share its memory.
         device_memory=(torch.cuda.get_device_properties(0).total_memory if on_gpu else memory() / config.devices) / GB,
+        # A recipe without these flags evaluates nothing.
+        examples=flags.get("examples", 0), text_examples=flags.get("text_examples", 0),
+        max_new_tokens=flags.get("max_new_tokens", 1), evaluation_batch_size=flags.get("evaluation_batch_size", 1),
+        on_own_text=flags.get("student_max_new_tokens") is not None,
     )  # fmt: skip
 
 

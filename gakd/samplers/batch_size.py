@@ -9,16 +9,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gakd.models.lora import base_of
 from gakd.models.mode import device_of, evaluating
 from gakd.models.sharding import is_sharded
+from gakd.models.writing_bytes import bytes_of_sequence, cache_of
 from gakd.samplers.writing import writing_of
 
 SHARE = 0.25  # of a card, for caches and logits; the rest is for weights, gradients and moments
-# Of the logits of one token: in 16 bits, in fp32, processed, sorted with their places, summed up, as probabilities.
-BYTES_PER_LOGIT = 32
 
 
 def largest_batch(models: Sequence[nn.Module], prompt_length: int, new_tokens: int) -> int | None:
@@ -45,35 +44,18 @@ def sequences_in(budget: int, each: int) -> int:
 
 def sequence_bytes(base: Any, prompt_length: int, new_tokens: int, itemsize: int = 2) -> int:
     """Bytes of one sequence while it is written: cache, logits, and activations and mask of the prompt's forward."""
-    config, length = base.config.get_text_config(), prompt_length + new_tokens
-    fixed, per_token = cache_entries(base)
-    inner = getattr(config, "intermediate_size", None)
-    inner = max(inner) if isinstance(inner, (list, tuple)) else inner or 4 * config.hidden_size
-    activations = prompt_length * (6 * config.hidden_size + 3 * inner)
-    mask = prompt_length * length
-    logits = BYTES_PER_LOGIT * base.get_output_embeddings().weight.shape[0]
-    return itemsize * (fixed + per_token * length + activations + mask) + logits
+    return bytes_of_sequence(base, cache_entries(base), prompt_length, new_tokens, itemsize)
 
 
 def cache_entries(base: Any) -> tuple[int, int]:
-    """What a model's cache holds of one sequence: entries that are there whatever its length, and those of each token.
-
-    Read off two caches of the model itself.
-    """
+    """What a model's cache holds of one sequence: entries that are there whatever its length, and those of each token."""
     known = "_gakd_cache_entries"
     if not hasattr(base, known):
-        found = 0, 0
-        if writing_of(base).cached:
-            few, more = (_entries(base, length) for length in (4, 8))
-            per_token = (more - few) // 4
-            found = max(few - 4 * per_token, 0), per_token
-        setattr(base, known, found)
+        setattr(base, known, cache_of(lambda length: _cached(base, length)) if writing_of(base).cached else (0, 0))
     return getattr(base, known)
 
 
-def _entries(base: Any, length: int) -> int:
+def _cached(base: Any, length: int) -> Any:
     ids_1T = torch.full((1, length), 3, device=device_of(base))
     with evaluating(base):
-        cache = getattr(base(input_ids=ids_1T, use_cache=True), "past_key_values", None)
-    tensors = [value for layer in getattr(cache, "layers", []) for value in vars(layer).values()]
-    return sum(value.numel() for value in tensors if isinstance(value, Tensor))
+        return base(input_ids=ids_1T, use_cache=True)

@@ -106,6 +106,7 @@ def compare(case: Case, folder: Path) -> dict[str, Any]:
             micro_batch_size=case.micro_batch_size, accumulate=case.accumulate, length=measured["length"],
             response_share=measured["supervised"] / measured["length"], readout_width=64, precision=case.precision, device="cpu",
             discriminator=case.game, devices=case.devices, strategy=case.strategy,
+            examples=1, text_examples=0,  # a step is measured, not the evaluation before it
         )  # type: ignore[arg-type]
     )  # fmt: skip
     return measured | {"planned": planned.peak, "busiest": planned.busiest, "phases": planned.phases}

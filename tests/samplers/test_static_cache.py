@@ -6,8 +6,9 @@ import pytest
 import torch
 from transformers import CompileConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from gakd.models.writing_bytes import BYTES_PER_LOGIT
 from gakd.samplers import ModelSampler, Sample, Sampling, generate, static_cache
-from gakd.samplers.batch_size import BYTES_PER_LOGIT, cache_entries, largest_batch, sequence_bytes, sequences_in
+from gakd.samplers.batch_size import cache_entries, largest_batch, sequence_bytes, sequences_in
 from tests import tiny
 from tests.architectures import tiny_model
 
