@@ -52,11 +52,13 @@ def test_parts_add_up_and_the_peak_is_the_largest_phase(strategy, lora_rank):
     assert (
         planned.peak == max(parts.total for parts in planned.phases.values()) == planned.phases[planned.busiest].total
     )
-    parts = planned.phases["token losses"]
-    assert all(size > 0 for size in asdict(parts).values())
-    assert list(asdict(parts)) == [
-        "weights", "gradients", "optimizer", "activations", "teacher", "discriminator", "fused_chunk",
+    parts = asdict(planned.phases["token losses"])
+    assert list(parts) == [
+        "runtime", "weights", "gradients", "optimizer", "activations", "teacher", "discriminator", "fused_chunk", "held_out",
+        "writing",
     ]  # fmt: skip
+    assert parts.pop("writing") == 0 < planned.phases["evaluation"].writing
+    assert all(size > 0 for size in parts.values())
 
 
 def test_static_parts_are_bytes_times_parameters():
@@ -81,18 +83,85 @@ def test_sharding_divides_what_it_cuts_and_leaves_the_rest():
     assert eight.gradients == one.gradients / 8
     assert eight.optimizer == one.optimizer / 8
     assert eight.discriminator == one.discriminator
-    head = 2 * 49_152 * 960
-    assert eight.teacher - head == pytest.approx(one.teacher / 8, rel=0.01)
+    head, rows = 2 * 49_152 * 960, 2 * 4 * 64 * 960
+    assert one.teacher == 2 * 361_821_120 + rows
+    assert eight.teacher - head - rows == pytest.approx((one.teacher - head - rows) / 8, abs=2)  # a head is not cut
     assert plan(replace(CUT, devices=4, num_nodes=2)).phases["update"] == eight
     whole, replicated = plan(replace(CUT, strategy="auto")), plan(replace(CUT, strategy="ddp", devices=8))
     assert replicated.phases["update"].weights == whole.phases["update"].weights
-    assert replicated.phases["update"].gradients == 2 * whole.phases["update"].gradients  # DDP's buckets
+    assert replicated.phases["update"].gradients == whole.phases["update"].gradients  # views of DDP's buckets
+    student = 4 * 134_515_008
+    once = {kind: plan(replace(CUT, strategy=kind, devices=8, accumulate=False)) for kind in ("ddp", "fsdp2")}
+    assert once["ddp"].phases["forward"].gradients == student  # the buckets, which stay
+    assert once["fsdp2"].phases["forward"].gradients == 0
+    assert plan(replace(CUT, devices=8)).phases["forward"].gradients == student / 8  # summed with each micro-batch
 
 
 def test_a_cut_model_is_gathered_where_it_runs():
-    planned = plan(replace(CUT, devices=8))
-    gathered = planned.phases["forward"].weights - planned.phases["update"].weights
-    assert gathered == 4 * (planned.student.rest + 2 * planned.student.layer)
+    """SmolLM2-135M by hand: 30 layers of width 576, 3 of 9 heads for keys and values, 1,536 inside, tied embeddings."""
+    layer = 576 * (2 * 576 + 2 * 192) + 3 * 576 * 1536 + 2 * 576
+    rest = 49_152 * 576 + 576
+    assert 30 * layer + rest == 134_515_008
+    for precision, of_layer in (("bf16-mixed", 2), ("32-true", 4)):
+        phases = plan(replace(CUT, devices=8, precision=precision)).phases
+        assert phases["forward"].weights - phases["update"].weights == 4 * rest + of_layer * 2 * layer
+        backward, own = phases["backward of layers"].gradients, 4 * 134_515_008 // 8
+        assert backward - own == (of_layer + 4) * layer  # as gathered, and in the buffer that is summed in float32
+        # The head's and the embeddings' gradient, and their sum.
+        assert phases["backward of embeddings"].gradients - own == 4 * (3 * 49_152 * 576 + 576)
+    teacher = (phases["teacher"].teacher, phases["update"].teacher)
+    layer = 960 * (2 * 960 + 2 * 320) + 3 * 960 * 2560 + 2 * 960
+    assert teacher[0] - teacher[1] > 2 * (960 + 2 * layer)  # its last norm and two layers; never its head
+    assert teacher[0] - teacher[1] < 2 * (49_152 * 960 + 2 * layer)
+    adapted = plan(replace(CUT, devices=8, lora_rank=16)).phases
+    adapter = 16 * (2 * (576 + 576) + 2 * (576 + 192) + 3 * (576 + 1536))
+    layer = 576 * (2 * 576 + 2 * 192) + 3 * 576 * 1536 + 2 * 576
+    assert adapted["forward"].weights - adapted["update"].weights == 2 * (rest + 2 * (layer + adapter))
+
+
+def test_what_lora_leaves_is_in_16_bits_on_a_gpu():
+    adapters = 30 * 16 * (2 * (576 + 576) + 2 * (576 + 192) + 3 * (576 + 1536))
+    for device, precision, each in (
+        ("cuda", "auto", 2), ("cuda", "32-true", 4), ("cpu", "32-true", 4), ("cpu", "bf16-mixed", 4),
+    ):  # fmt: skip
+        parts = plan(replace(SMALL, device=device, precision=precision)).phases["update"]
+        assert parts.weights == each * 134_515_008 + 4 * adapters, (device, precision)
+        assert parts.gradients == 4 * adapters
+    half, single = (plan(replace(SMALL, precision=precision)) for precision in ("bf16-mixed", "32-true"))
+    assert half.phases["token losses"].activations < single.phases["token losses"].activations
+
+
+def test_evaluation_by_hand():
+    planned = plan(replace(SMALL, lora_rank=0))
+    parts = planned.phases["evaluation"]
+    assert parts.runtime == planned.phases["forward"].runtime == 600 * 10**6
+    # Hidden states of 256 validation and 256 test examples of the 360M teacher, 64 supervised tokens each, in bfloat16.
+    assert parts.held_out == planned.phases["forward"].held_out == 2 * 512 * 64 * 960
+    # A copy in 16 bits; of the teacher, whose sequences are the larger, 32 layers of 2 x 5 heads of 64 a token, the prompt's
+    # forward with 2,560 inside, its mask, and the logits.
+    cache, forward, mask = 32 * 2 * 5 * 64 * (64 + 256), 64 * (6 * 960 + 3 * 2560), 64 * (64 + 256)
+    sequences = 16 * (2 * (cache + forward + mask) + 32 * 49_152)
+    assert parts.writing == 2 * 134_515_008 + sequences
+    assert (parts.gradients, parts.activations, parts.fused_chunk) == (0, 0, 0)
+    one_of_eight = plan(replace(CUT, devices=8)).phases["evaluation"]
+    assert one_of_eight.held_out == parts.held_out / 8
+    assert one_of_eight.writing == sequences  # a cut model is not copied
+    lora = plan(SMALL).phases["evaluation"]
+    assert lora.writing - sequences == lora.optimizer / 4  # 2 bytes an adapter, whose moments take 8
+    kept = plan(replace(SMALL, lora_rank=0, on_own_text=True)).phases
+    assert kept["forward"].writing == 2 * 134_515_008
+    assert kept["evaluation"] == parts
+    assert "evaluation" not in plan(replace(SMALL, text_examples=0)).phases
+    without = plan(replace(SMALL, device="cpu", examples=0)).phases["evaluation"]
+    assert (without.runtime, without.held_out, without.writing) == (0, 0, sequences * 2 - 16 * 32 * 49_152)
+
+
+def test_an_evaluation_that_does_not_fit_is_no_run_that_fits():
+    config = replace(SMALL, evaluation_batch_size=4096, device_memory=10.0)
+    assert plan(config).busiest == "evaluation"
+    assert not plan(config).fits
+    assert largest_micro_batch(config) == 0
+    assert largest_micro_batch(replace(config, text_examples=0)) > 0
 
 
 @pytest.mark.parametrize(
@@ -209,7 +278,7 @@ def test_what_cannot_be_planned_is_said_in_one_line(changes, words, monkeypatch,
 
 
 def test_the_command_prints_parameters_parts_flops_and_the_largest_micro_batch(folder, capsys):
-    config = PlanConfig(student=str(folder / "student"), teacher=str(folder / "teacher"), device_memory=0.1, length=64)
+    config = PlanConfig(student=str(folder / "student"), teacher=str(folder / "teacher"), device_memory=0.7, length=64)
     main(config)
     printed = capsys.readouterr().out
     for part in asdict(plan(config).phases["forward"]):

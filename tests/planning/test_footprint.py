@@ -181,8 +181,10 @@ def test_a_dropout_fused_as_on_a_gpu_keeps_bytes_instead_of_floats():
 
 
 def test_rows_and_discriminator():
-    alone, compared = (row_bytes(64, 1000, torch.float32, teacher) for teacher in (None, torch.float32))
-    assert 64 * 1000 * 4 <= alone < compared <= 10 * 64 * 1000 * 4
+    alone, compared = row_bytes(64, 1000, 0), row_bytes(64, 1000, 1000)
+    assert 64 * 1000 * 4 <= alone.peak < compared.peak <= 10 * 64 * 1000 * 4
+    assert compared.kept < 64 * 1000  # the gradient has taken the logits' place
+    assert row_bytes(64, 1000, 900).kept >= 64 * 1000 * 4  # other tokens of each term: a gradient of its own
     # Embedding of R = 16 in width 256, two blocks of 12 W^2 + 13 W, the last norm and the score.
     for width in (64, 256):
         blocks = 2 * (12 * width**2 + 13 * width)
