@@ -27,7 +27,7 @@ class RunConfig:
     micro_batch_size: int = 4
     """Sequences per forward on one device: memory and speed only, the gradient does not depend on it. [4; 2 for 4B]"""
     micro_batch_tokens: int | None = None
-    """Positions per forward on one device, padding included, such as 16384; overrides --micro-batch-size."""
+    """Positions per forward on one device, padding included, such as 16384; bounds it in place of the number of sequences."""
     learning_rate: float = 5e-5
     """Peak learning rate of AdamW. [5e-5 for 0.6B, 5e-6 for 1.7B, 1e-5 for 4B]"""
     min_learning_rate: float = 1e-7

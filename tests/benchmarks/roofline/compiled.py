@@ -84,6 +84,8 @@ def lowered(call: LayerCall, mode: FakeTensorMode) -> Made:
 
     with ExitStack() as stack:
         stack.enter_context(mode)
+        virtualized: Any = importlib.import_module("torch._inductor.virtualized").V
+        stack.enter_context(virtualized.set_fake_mode(mode))  # for passes over both graphs, dropout's among them
         stack.enter_context(torch.autograd.set_multithreading_enabled(False))
         stack.enter_context(_triton_is_there())
         stack.enter_context(compile_fx.config.patch(_WITHOUT_A_RUN))
@@ -118,14 +120,14 @@ def _reader(kernels: list[Kernel], mode: FakeTensorMode, backward: bool) -> Call
     def compiler(module: Any, inputs: Sequence[Any]) -> Any:
         run, module = module.forward, copy.deepcopy(module)
         compile_fx.view_to_reshape(module)
-        with virtualized.set_fake_mode(mode):
+        context = importlib.import_module("torch._inductor.debug").DebugContext()
+        with virtualized.set_fake_mode(mode), virtualized.set_debug_handler(context):
             compile_fx._recursive_post_grad_passes(module, is_inference=False)
         graph = graphs.GraphLowering(module, example_inputs=inputs, is_backward=backward)
         with ExitStack() as stack:
             stack.enter_context(virtualized.set_fake_mode(mode))
             stack.enter_context(virtualized.set_graph_handler(graph))
-            debug: Any = importlib.import_module("torch._inductor.debug")
-            stack.enter_context(virtualized.set_debug_handler(debug.DebugContext()))
+            stack.enter_context(virtualized.set_debug_handler(context))
             stack.enter_context(virtualized.set_extern_kernel_nodes([]))
             graph.run(*inputs)
             graph.init_wrapper_code()
