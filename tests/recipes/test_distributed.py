@@ -110,13 +110,24 @@ def test_a_run_goes_on_with_other_processes_and_cut_another_way(material, tmp_pa
             shutil.rmtree(taken_up / name)
 
     forget("checkpoints/step-5", "checkpoints/step-4", "student")
-    flags = arguments(material, taken_up, "--steps", "5", "--micro-batch-size", "2", "--resume")
+    flags = arguments(material, taken_up, "--steps", "5", "--micro-batch-size", "2", *EVALUATION, "--resume")
     with pytest.warns(UserWarning, match="written by 2 processes with weights cut over them, this run has 1 process: "):
         run_here("gakd", *flags)
     forget("checkpoints/step-5", "student")
     assert (taken_up / "checkpoints/step-4/student.safetensors").exists()
     given = arguments(
-        material, taken_up, "--steps", "5", "--micro-batch-size", "2", "--devices", "2", "--strategy", "ddp", "--resume"
+        material,
+        taken_up,
+        "--steps",
+        "5",
+        "--micro-batch-size",
+        "2",
+        "--devices",
+        "2",
+        "--strategy",
+        "ddp",
+        *EVALUATION,
+        "--resume",
     )
     result = run_there("gakd", *given)
     assert result.returncode == 0, result.stderr[-3000:]
