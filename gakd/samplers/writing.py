@@ -14,28 +14,31 @@ from gakd.models.lora import base_of
 from gakd.models.mode import device_of
 from gakd.models.writing import Writing, prove_writing
 
-_KNOWN = "_gakd_writing"  # on the model itself: asked once
+_KNOWN = "_gakd_writing"  # on the model itself: whether it was cut when it was asked, and what was found
 
 
 def writing_of(model: nn.Module) -> Writing:
     """What was found of a model when it was first asked for text (`prove_writing`).
 
-    Models that are sharded over ranks need equally many batches on each, so they share batches; they are warned of.
+    Once while it is whole and once while it is cut over ranks: a cut one answers with all of them, and one rank alone may have
+    asked it before. Models that are cut need equally many batches on each rank, so they share batches; they are warned of.
     """
     base = base_of(model)
-    if not hasattr(base, _KNOWN):
+    cut = any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    asked, writing = getattr(base, _KNOWN, (None, None))
+    if writing is None or asked != cut:
         # An evaluation may be the first to ask, under autocast, which rounds more than a proof in fp32 allows.
         with torch.autocast(device_of(base).type, enabled=False):
             writing = prove_writing(model)
-        if writing.one_length and any(isinstance(parameter, DTensor) for parameter in model.parameters()):
+        if writing.one_length and cut:
             warnings.warn(
                 f"{type(base).__name__} reads the padding before a prompt, and is cut over ranks, which write in step: what it "
                 f"writes to shorter prompts of a batch is not what it would write to them alone; --strategy ddp does better",
                 stacklevel=2,
             )
             writing = writing._replace(one_length=False)
-        setattr(base, _KNOWN, writing)
-    return getattr(base, _KNOWN)
+        setattr(base, _KNOWN, (cut, writing))
+    return writing
 
 
 def batches(

@@ -148,9 +148,6 @@ def test_sharded_weights_low_precision_and_recomputed_activations_go_together(pr
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.skip(
-    reason="did not end within 100 s when it was first run: to be mended before anything else of sharding"
-)
 @pytest.mark.slow
 def test_a_teacher_that_writes_is_whole_on_the_rank_that_asks_it_and_cut_afterwards(material, tmp_path):
     """The first process reads it for its text; the other has none of its weights until both read their parts."""

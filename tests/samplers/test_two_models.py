@@ -227,7 +227,7 @@ def test_models_without_a_cache_that_serves_write_their_own_text(name):
 class Table(nn.Module):
     """A model whose next token depends on the last alone: a row of logits for each."""
 
-    _gakd_writing = Writing(one_length=False, cached=True)  # it is none of transformers', and cannot be asked
+    _gakd_writing = False, Writing(one_length=False, cached=True)  # it is none of transformers', and cannot be asked
 
     def __init__(self, rows: list[list[float]]) -> None:
         super().__init__()
