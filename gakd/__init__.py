@@ -21,7 +21,6 @@ if TYPE_CHECKING:
         AdaptiveKL,
         AlphaBeta,
         CrossEntropy,
-        Divergence,
         ForwardKL,
         JensenShannon,
         ReverseKL,
@@ -32,6 +31,8 @@ if TYPE_CHECKING:
     )
     from gakd.losses.policy_gradient import KLToReference, PolicyGradient
     from gakd.losses.router_balance import RouterBalance, router_balance
+    from gakd.losses.term import TokenChunk
+    from gakd.losses.token_loss import Divergence
     from gakd.losses.torchtune import from_torchtune
     from gakd.objective import Objective, Term
     from gakd.rewards.shapers import (
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from gakd.teachers.aligned import AlignedTeacher
     from gakd.teachers.cached import CachedTeacher
     from gakd.teachers.local import LocalTeacher
-    from gakd.types import IGNORE_INDEX, Batch, Head, StudentOutput, TeacherOutput, TokenChunk
+    from gakd.types import IGNORE_INDEX, Batch, Head, StudentOutput, TeacherOutput
     from gakd.weights import balanced, cosine, ramp, stepwise
 
 __getattr__, __dir__, __all__ = lazily(__name__, __file__)

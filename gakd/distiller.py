@@ -14,13 +14,14 @@ from gakd.losses.fused import token_pass, token_values
 from gakd.losses.policy_gradient import SampledTokenLoss
 from gakd.losses.router_balance import RouterBalance, asks_for_balance
 from gakd.losses.row_pass import Kernel
+from gakd.losses.term import TokenTerm
 from gakd.models.heads import head_of, hidden_rows
 from gakd.models.lora import base_of
 from gakd.models.mode import switch_off_dropout
 from gakd.models.parts import backbone_of, experts_per_token, routed_rows
 from gakd.models.sharding import inside
 from gakd.objective import Coefficients, Objective
-from gakd.types import Batch, StudentOutput, StudentRows, TeacherOutput, TokenTerm
+from gakd.types import Batch, StudentOutput, StudentRows, TeacherOutput
 from gakd.weights import Balanced
 
 

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from gakd import Adversarial, Head, LogitReadout, ReverseKL, StudentOutput, TeacherOutput
 from gakd.adversary import AdversarialOutput, Game
-from gakd.losses.divergences import TokenLoss
+from gakd.losses.term import TokenChunk
+from gakd.losses.token_loss import TokenLoss
 from gakd.objective import Coefficients
-from gakd.types import Batch, StudentRows, TokenChunk
+from gakd.types import Batch, StudentRows
 
 END = 0
 

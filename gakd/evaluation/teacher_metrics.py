@@ -11,12 +11,13 @@ from torch import nn
 from gakd.data import Example, collate
 from gakd.losses.divergences import CrossEntropy, ForwardKL, ReverseKL
 from gakd.losses.fused import token_values
+from gakd.losses.term import TokenTerm
 from gakd.models.heads import head_of, hidden_rows
 from gakd.models.lora import base_of
 from gakd.models.mode import device_of, evaluating
 from gakd.models.sharding import is_sharded
 from gakd.run.ranks import ALONE, Ranks
-from gakd.types import Batch, TeacherOutput, TokenTerm
+from gakd.types import Batch, TeacherOutput
 
 TERMS: tuple[TokenTerm, ...] = (CrossEntropy(), ForwardKL(), ReverseKL())
 Teacher = nn.Module | Sequence[TeacherOutput] | Mapping[int, TeacherOutput]

@@ -7,7 +7,6 @@ from gakd.losses.divergences import (
     AdaptiveKL,
     AlphaBeta,
     CrossEntropy,
-    Divergence,
     ForwardKL,
     JensenShannon,
     ReverseKL,
@@ -19,6 +18,7 @@ from gakd.losses.divergences import (
 from gakd.losses.fused import TokenPass, token_pass, token_values
 from gakd.losses.policy_gradient import KLToReference, PolicyGradient, SampledTokenLoss
 from gakd.losses.router_balance import RouterBalance, router_balance
+from gakd.losses.token_loss import Divergence
 from gakd.losses.torchtune import from_torchtune
 
 __all__ = [

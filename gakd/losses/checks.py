@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gakd.types import Head, TeacherOutput, TokenTerm
+from gakd.losses.term import TokenTerm
+from gakd.types import Head, TeacherOutput
 
 
 def check_pass(

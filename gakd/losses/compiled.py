@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from gakd.losses.kernel import RowResult, row_losses_and_gradient
-from gakd.types import LogitShape, TokenChunk, TokenTerm
+from gakd.losses.term import TokenChunk, TokenTerm
+from gakd.types import LogitShape
 
 PLAIN = LogitShape()
 

@@ -9,75 +9,8 @@ from torch import Tensor
 
 from gakd.losses import adaptive, functional
 from gakd.losses.formula import RowFormula
-from gakd.objective import Term
-from gakd.types import TokenChunk
-
-
-class TokenLoss(Term):
-    """A loss per supervised token at a temperature, which the engine applies: a term sees chunks that are already at it.
-
-    Both models' logits are divided by `temperature`; losses and gradients are multiplied by `scale`, its square, so that
-    the gradient keeps its size (Hinton et al., arXiv 1503.02531), or by 1 where `temperature_squared` is off.
-    """
-
-    needs_shared_vocabulary: bool = True  # most terms compare token with token
-    # Class attributes too, so that a subclass may have its own constructor, or none.
-    temperature: float = 1.0
-    temperature_squared: bool = True
-
-    def __init__(self, temperature: float = 1.0, temperature_squared: bool = True) -> None:
-        if not temperature > 0:
-            raise ValueError(
-                f"a temperature divides the logits and is above 0, got {temperature} for {type(self).__name__}: pass 1 for none"
-            )
-        self.temperature = temperature
-        self.temperature_squared = temperature_squared
-
-    @property
-    def scale(self) -> float:
-        return self.temperature**2 if self.temperature_squared else 1.0
-
-
-class Divergence(TokenLoss):
-    """A token term that compares two next-token distributions; subclass it and write `losses`.
-
-    `losses` alone is enough: it is differentiated by autograd, one chunk of rows at a time. A closed form, where there is
-    one, goes into `losses_and_gradient` and saves memory and time.
-    """
-
-    needs_teacher = True
-
-    def losses(self, student_log_probs_NV: Tensor, teacher_log_probs_NV: Tensor) -> Tensor:
-        """Loss of each row `[N]`, in nats, from fp32 log-probabilities `[N, V]`."""
-        raise NotImplementedError(
-            f"{type(self).__name__} must define losses(student_log_probs_NV, teacher_log_probs_NV) -> [N]"
-        )
-
-    def losses_and_gradient(self, chunk: TokenChunk) -> tuple[Tensor, Tensor]:
-        """Losses `[N]` and, in a fresh tensor, d(loss of the row)/d(student log-probabilities) up to a multiple of q per row."""
-        with torch.enable_grad():
-            log_probs_NV = chunk.student_log_probs_NV.detach().requires_grad_()
-            losses_N = self.chunk_losses(chunk.with_student(log_probs_NV))
-            if losses_N.shape != chunk.labels_N.shape:
-                raise ValueError(
-                    f"{self.name}.losses must return one loss a row, {tuple(chunk.labels_N.shape)}, "
-                    f"got {tuple(losses_N.shape)}: sum over the vocabulary only"
-                )
-            (gradient_NV,) = torch.autograd.grad(losses_N.sum(), log_probs_NV)
-        return losses_N.detach(), gradient_NV.contiguous()  # that of a plain sum is one number, expanded
-
-    def chunk_losses(self, chunk: TokenChunk) -> Tensor:
-        return self.losses(chunk.student_log_probs_NV, chunk.teacher_log_probs_NV)
-
-    def accumulate_(
-        self, chunk: TokenChunk, coefficient: float | Tensor, total_NV: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        losses_N, gradient_NV = self.losses_and_gradient(chunk)
-        if total_NV is None:
-            return losses_N, gradient_NV.mul_(coefficient)
-        if isinstance(coefficient, Tensor):
-            return losses_N, total_NV.add_(gradient_NV.mul_(coefficient))
-        return losses_N, total_NV.add_(gradient_NV, alpha=coefficient)
+from gakd.losses.term import TokenChunk
+from gakd.losses.token_loss import Divergence, TokenLoss
 
 
 class CrossEntropy(TokenLoss):

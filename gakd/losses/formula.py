@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import Literal, NamedTuple
 
-from gakd.types import TokenTerm
+from gakd.losses.term import TokenTerm
 
 Kind = Literal[
     "cross_entropy", "sampled", "forward_kl", "reverse_kl", "jensen_shannon", "skew_forward_kl", "skew_reverse_kl",

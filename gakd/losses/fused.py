@@ -19,8 +19,9 @@ from gakd.losses.checks import check_pass, refuse_labels
 from gakd.losses.chunks import Chunk, chunks, default_chunk_rows, teacher_vocab_size
 from gakd.losses.kernel import row_losses
 from gakd.losses.row_pass import Kernel, row_pass
+from gakd.losses.term import TokenTerm
 from gakd.products import add_outer_, gradient_dtype, in_step_precision, project_back, result_dtype
-from gakd.types import Head, RowValues, TeacherOutput, TokenTerm
+from gakd.types import Head, RowValues, TeacherOutput
 
 
 @dataclass

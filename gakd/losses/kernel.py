@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from gakd.losses.functional import LOWEST_LOG_PROB, honest, logit_gradient
-from gakd.types import LogitShape, LogProbs, TokenChunk, TokenTerm
+from gakd.losses.term import LogProbs, TokenChunk, TokenTerm
+from gakd.types import LogitShape
 
 # What a thread's part of one tensor of a block takes. A handful of them must fit the cache of a CPU; below, calls cost more
 # than they do, the more so the more threads must meet at the end of each.

@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gakd.losses.divergences import TokenLoss
 from gakd.losses.formula import RowFormula
-from gakd.types import TokenChunk
+from gakd.losses.term import TokenChunk
+from gakd.losses.token_loss import TokenLoss
 
 
 class SampledTokenLoss(TokenLoss):

@@ -17,7 +17,8 @@ from gakd.losses.formula import OF_LABELS, RowFormula
 from gakd.losses.functional import honest
 from gakd.losses.kernel import RowResult
 from gakd.losses.row_kernel import BLOCK, SUMS, WARPS, row_pass_kernel
-from gakd.types import LogitShape, TokenChunk, TokenTerm
+from gakd.losses.term import TokenChunk, TokenTerm
+from gakd.types import LogitShape
 
 
 @torch.library.custom_op("gakd::row_pass", mutates_args=("gradient_NV",))

@@ -14,7 +14,8 @@ from torch import Tensor
 from gakd.losses.compiled import CompiledRows
 from gakd.losses.formula import formulas_of
 from gakd.losses.kernel import RowResult, row_losses_and_gradient
-from gakd.types import LogitShape, TokenTerm
+from gakd.losses.term import TokenTerm
+from gakd.types import LogitShape
 
 Kernel = Literal["auto", "eager", "compiled", "triton"]
 KERNELS = ("auto", "eager", "compiled", "triton")

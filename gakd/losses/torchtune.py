@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gakd.losses.divergences import Divergence
-from gakd.types import TokenChunk
+from gakd.losses.term import TokenChunk
+from gakd.losses.token_loss import Divergence
 
 
 def from_torchtune(loss: nn.Module, name: str | None = None, temperature: float = 1.0) -> Divergence:

@@ -21,7 +21,7 @@ from gakd import (
     TotalVariation,
     UniversalLogit,
 )
-from gakd.types import TokenTerm
+from gakd.losses.term import TokenTerm
 from tests.benchmarks.formulas import FORMULAS
 
 

@@ -23,7 +23,8 @@ from gakd import (
     SkewReverseKL,
     TotalVariation,
 )
-from gakd.types import LogitShape, TokenTerm
+from gakd.losses.term import TokenTerm
+from gakd.types import LogitShape
 
 ROWS, VOCAB, BLOCK = 4, 41, 16  # three blocks, the last of nine tokens
 PLAIN = LogitShape()

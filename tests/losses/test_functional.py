@@ -21,9 +21,9 @@ from gakd.losses import (
     adaptive,
     functional,
 )
-from gakd.losses.divergences import TokenLoss
 from gakd.losses.kernel import lazy_log_probs
-from gakd.types import TokenChunk
+from gakd.losses.term import TokenChunk
+from gakd.losses.token_loss import TokenLoss
 
 
 def alpha_beta_summand(q: Tensor, p: Tensor, a: float, b: float) -> Tensor:
