@@ -73,7 +73,7 @@ def main(config: Config) -> None:
     if writer.complete:
         print(f"{config.output} is complete, every byte as it was written")
     else:
-        model = load_model(config.teacher, DTYPES[dtype], None, config.trust_remote_code).to(device)  # type: ignore[arg-type]
+        model = load_model(config.teacher, DTYPES[dtype], None, config.trust_remote_code, device)
         fill(writer, LocalTeacher(model), batches, config, padding_id(tokenizer))
     report(writer, config)
 
@@ -99,11 +99,10 @@ def fill(
     weight = teacher.head.weight
     rows = (config.shard_megabytes << 20) // (weight.shape[1] * weight.element_size())
     shards = {f"shard-{index:05d}.safetensors": shard for index, shard in enumerate(sharded(batches, rows))}
-    done = sum(len(shard) for name, shard in shards.items() if writer.finished(name))
+    missing = {name: shard for name, shard in shards.items() if not writer.finished(name)}
+    done = len(batches) - sum(map(len, missing.values()))
     view = ProgressView(len(batches), done, shown=True)
-    for name, shard in shards.items():
-        if writer.finished(name):
-            continue
+    for name, shard in missing.items():
         hidden = []
         for examples in shard:
             batch = collate(examples, pad_token_id)
