@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import resource
 import sys
@@ -21,6 +22,11 @@ def memory() -> int:
 def peak_memory() -> int:
     """Bytes: the largest resident set of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def has_triton() -> bool:
+    """Whether Triton is installed, which compiles kernels for a GPU."""
+    return importlib.util.find_spec("triton") is not None
 
 
 def cores() -> int:

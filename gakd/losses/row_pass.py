@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ from gakd.losses.compiled import CompiledRows
 from gakd.losses.formula import formulas_of
 from gakd.losses.kernel import RowResult, row_losses_and_gradient
 from gakd.losses.term import TokenTerm
+from gakd.machine import has_triton
 from gakd.types import LogitShape
 
 Kernel = Literal["auto", "eager", "compiled", "triton"]
@@ -52,10 +52,6 @@ def row_pass(kernel: Kernel, device: torch.device) -> RowPass:
         missing = "needs the package triton, which is not installed"
         raise ValueError(f"kernel triton {f'runs on a GPU, got {device.type}' if has_triton() else missing}: use auto")
     return {"eager": eager_pass, "compiled": compiled_pass, "triton": triton_pass}[kernel]
-
-
-def has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
 
 
 def as_asked(rows: Callable[..., RowResult]) -> RowPass:

@@ -6,7 +6,6 @@ caches have their own way. Hooks, FSDP2's and checkpointing's, stay outside of t
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ import torch
 from torch import nn
 from torch._dynamo.exc import TorchDynamoException
 
+from gakd.machine import has_triton
 from gakd.models.lora import base_of
 from gakd.models.parts import backbone_of, decoder_layers
 
@@ -31,7 +31,7 @@ _MOST_GRAPHS = 64
 def compiles(wanted: Compile, device: torch.device) -> bool:
     """Whether layers are compiled: `auto` where it pays and can be done, on CUDA with Triton."""
     if wanted == "auto":
-        return device.type == "cuda" and importlib.util.find_spec("triton") is not None
+        return device.type == "cuda" and has_triton()
     return wanted == "on"
 
 

@@ -74,6 +74,11 @@ def is_sharded(base: nn.Module) -> bool:
     return any(isinstance(getattr(module, name), DTensor) for module, name in getattr(base, "_rest", ()))
 
 
+def is_cut(module: nn.Module) -> bool:
+    """Whether each rank holds a part of its weights."""
+    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
+
+
 def computes_in(base: Any) -> torch.dtype:
     """The dtype of a model's products: of its weights, or of those that are gathered."""
     return getattr(base, "_gathered", None) or base.dtype

@@ -25,8 +25,8 @@ from torch.optim import Optimizer
 
 from gakd.errors import InputError
 from gakd.files import read_sealed, sync, write_sealed
-from gakd.models.sharding import load_own_state, own_part, own_state
-from gakd.run.parts import files_of, is_cut, stored_state, stored_weights
+from gakd.models.sharding import is_cut, load_own_state, own_part, own_state
+from gakd.run.parts import files_of, stored_state, stored_weights
 from gakd.run.writing import Write, Writing, fingerprint, snapshot, step_of, steps
 from gakd.seeds import seed_of
 

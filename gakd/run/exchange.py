@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, distributed
 from torch.distributed.distributed_c10d import ProcessGroup
 
+WHILE_IT_LIVES = timedelta(days=1000)  # how long one is waited for that may take as long as it likes
+
 
 def several() -> bool:
     """Whether this process is one of several."""

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from torch import distributed
-
 from gakd.errors import RunError
+from gakd.run.exchange import everyones, several
 from gakd.run.step_record import StepRecord
 
 MOST_IN_A_ROW = 10
@@ -57,8 +56,6 @@ class Guard:
 
 
 def _of_all_ranks(findings: list[str]) -> list[str]:
-    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+    if not several():
         return findings
-    everyones: list[list[str]] = [[] for _ in range(distributed.get_world_size())]
-    distributed.all_gather_object(everyones, findings)
-    return [f"{finding} on rank {rank}" for rank, own in enumerate(everyones) for finding in own]
+    return [f"{finding} on rank {rank}" for rank, own in enumerate(everyones(findings, None)) for finding in own]

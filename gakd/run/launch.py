@@ -23,7 +23,7 @@ from gakd.errors import InputError
 from gakd.models.reach import unreached_weights
 from gakd.models.sharding import shard_model
 from gakd.run.config import RunConfig
-from gakd.run.exchange import Hosts, host_group
+from gakd.run.exchange import WHILE_IT_LIVES, Hosts, host_group
 
 # Processes that wait longer for one of the others end, and with them the run.
 LONGEST_SILENCE = timedelta(minutes=30)
@@ -98,7 +98,7 @@ def _meeting_on_loopback(fabric: Fabric) -> Iterator[None]:
 
 def patient_barrier() -> Callable[[], object]:
     """A barrier at which processes wait for one that evaluates, however long that takes, as long as it lives."""
-    group = host_group(timedelta(days=1000))
+    group = host_group(WHILE_IT_LIVES)
     return (lambda: None) if group is None else (lambda: distributed.barrier(group=group))
 
 

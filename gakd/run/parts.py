@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
@@ -95,11 +95,6 @@ def rows_of(tensor: Tensor) -> tuple[int, int]:
     if end - begin != tensor.to_local().shape[0]:
         raise RuntimeError(f"a weight of {rows} rows is cut otherwise than by {each} rows a rank")
     return begin, end
-
-
-def is_cut(module: nn.Module) -> bool:
-    """Whether each rank holds a part of its weights."""
-    return any(isinstance(parameter, DTensor) for parameter in module.parameters())
 
 
 def _tensors(entry: Mapping[str, Any]) -> Iterable[str]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
-from datetime import timedelta
-from typing import Any, TypeVar, cast
+from typing import TypeVar
 
 from torch import distributed
 from torch.distributed.distributed_c10d import ProcessGroup
+
+from gakd.run.exchange import WHILE_IT_LIVES, everyones, host_group, several
 
 Item = TypeVar("Item")
 Place = TypeVar("Place", bound=Hashable)
@@ -37,9 +38,7 @@ class Ranks:
         """What all ranks found, on each of them, which must all ask; waits for the slowest as long as it lives."""
         if self.size == 1:
             return own
-        of_ranks: list[Any] = [None] * self.size
-        distributed.all_gather_object(of_ranks, own, group=self._group)
-        return {place: found for of_rank in of_ranks for place, found in of_rank.items()}
+        return {place: found for of_rank in everyones(own, self._group) for place, found in of_rank.items()}
 
 
 ALONE = Ranks()
@@ -47,7 +46,6 @@ ALONE = Ranks()
 
 def all_ranks() -> Ranks:
     """The processes of this run. Where they are several, each must call it: it opens a group on the CPU, without a time limit."""
-    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+    if not several():
         return ALONE
-    group = distributed.new_group(backend="gloo", timeout=timedelta(days=1000))
-    return Ranks(distributed.get_rank(), distributed.get_world_size(), cast(ProcessGroup, group))
+    return Ranks(distributed.get_rank(), distributed.get_world_size(), host_group(WHILE_IT_LIVES))

@@ -87,11 +87,6 @@ class Run:
         return self.fabric.is_global_zero
 
     @property
-    def evaluates(self) -> bool:
-        """Whether this process takes part in evaluations: each does, with its share of the batches (`gakd.run.ranks`)."""
-        return True
-
-    @property
     def loading_device(self) -> torch.device:
         """Where a teacher is loaded to: its device, or the meta device, without its weights, where it is yet to be cut."""
         return torch.device("meta") if self._sharded else self.device

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from gakd.data.ends import end_ids
 from gakd.models.mode import device_of, evaluating
+from gakd.run.exchange import several
 from gakd.samplers.batch_size import largest_batch, longest
 from gakd.samplers.copies import writing
 from gakd.samplers.generation import Sampling, check_prompts, padding_id
@@ -126,7 +127,7 @@ class _Reader:
 
 def _in_step(*models: nn.Module) -> bool:
     """Whether a forward waits for the other ranks: FSDP2 gathers weights there (a root keeps its own, so go by modules)."""
-    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
+    if not several():
         return False
     from torch.distributed.fsdp import FSDPModule
 

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from torch import distributed
 
+from gakd.run.exchange import everyones
 from gakd.samplers.protocol import Sample, Sampler
 from gakd.seeds import seed_of
 from gakd.weights import Weight, weight_at
@@ -182,8 +182,4 @@ class ReplaySampler:
 
 def _on_all_ranks(own: bool) -> bool:
     """Whether it is so on every rank; all must ask."""
-    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1):
-        return own
-    answers = [own] * distributed.get_world_size()
-    distributed.all_gather_object(answers, own)
-    return all(answers)
+    return all(everyones(own, None))

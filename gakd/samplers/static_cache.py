@@ -7,7 +7,6 @@ cache to a multiple of 128 tokens, which keeps graphs few.
 
 from __future__ import annotations
 
-import importlib.util
 import warnings
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CompileConfig, GenerationConfig, StaticCache
 
+from gakd.machine import has_triton
 from gakd.models.asking import difference, two_rows, weight_of
 from gakd.models.mode import evaluating
 from gakd.models.sharding import is_sharded
@@ -32,7 +32,7 @@ def serves(writer: Any) -> bool:
     """
     if writer.device.type != "cuda" or is_sharded(writer) or not getattr(writer, "_can_compile_fullgraph", False):
         return False
-    if importlib.util.find_spec("triton") is None:
+    if not has_triton():
         return False
     if writer not in _SERVES:
         _SERVES[writer] = writes_the_same(writer)

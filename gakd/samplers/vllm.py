@@ -27,6 +27,7 @@ from transformers import PreTrainedTokenizerBase
 from gakd.data.ends import end_ids
 from gakd.errors import InputError
 from gakd.models.export import write_folder
+from gakd.run.exchange import several
 from gakd.samplers.endpoint_answers import judge
 from gakd.samplers.endpoint_config import EndpointConfig
 from gakd.samplers.generation import Sampling, check_prompts
@@ -191,7 +192,7 @@ class VllmSampler:
         }
 
     def _refresh(self, student: nn.Module, folder: Path, step: int) -> None:
-        if distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1:
+        if several():
             raise InputError(
                 f"one rank can refresh a server's weights, got {distributed.get_world_size()} ranks: run on one device, or "
                 "sample with ModelSampler"

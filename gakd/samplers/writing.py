@@ -8,10 +8,10 @@ from itertools import groupby
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor
 
 from gakd.models.lora import base_of
 from gakd.models.mode import device_of
+from gakd.models.sharding import is_cut
 from gakd.models.writing import Writing, prove_writing
 
 _KNOWN = "_gakd_writing"  # on the model itself: whether it was cut when it was asked, and what was found
@@ -24,7 +24,7 @@ def writing_of(model: nn.Module) -> Writing:
     asked it before. Models that are cut need equally many batches on each rank, so they share batches; they are warned of.
     """
     base = base_of(model)
-    cut = any(isinstance(parameter, DTensor) for parameter in model.parameters())
+    cut = is_cut(model)
     asked, writing = getattr(base, _KNOWN, (None, None))
     if writing is None or asked != cut:
         # An evaluation may be the first to ask, under autocast, which rounds more than a proof in fp32 allows.

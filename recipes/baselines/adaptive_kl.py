@@ -64,8 +64,7 @@ def main(config: Config) -> None:
         run.validate(lambda: held_out.validate(student))
         run.finish_step(objective)
 
-    if run.evaluates:
-        conclude(run.folder, student, held_out, before, run.is_main)
+    conclude(run.folder, student, held_out, before, run.is_main)
     run.close()
 
 

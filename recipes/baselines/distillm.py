@@ -94,8 +94,7 @@ def main(config: Config) -> None:
             threshold.observe(scores["cross_entropy"])
         run.finish_step(objective)
 
-    if run.evaluates:
-        conclude(run.folder, student, held_out, before, run.is_main)
+    conclude(run.folder, student, held_out, before, run.is_main)
     run.close()
 
 
