@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from gakd.data.ends import end_ids
 from gakd.models.mode import device_of, evaluating
+from gakd.models.sharding import is_cut
 from gakd.run.exchange import several
 from gakd.samplers.batch_size import largest_batch, longest
 from gakd.samplers.copies import writing
@@ -126,12 +127,8 @@ class _Reader:
 
 
 def _in_step(*models: nn.Module) -> bool:
-    """Whether a forward waits for the other ranks: FSDP2 gathers weights there (a root keeps its own, so go by modules)."""
-    if not several():
-        return False
-    from torch.distributed.fsdp import FSDPModule
-
-    return any(isinstance(module, FSDPModule) for model in models for module in model.modules())
+    """Whether a forward waits for the other ranks, since weights are gathered there."""
+    return several() and any(is_cut(model) for model in models)
 
 
 def _every(device: torch.device) -> int:
