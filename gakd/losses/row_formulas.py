@@ -13,10 +13,8 @@ from gakd.losses import functional
 
 LOWEST_LOG_PROB = tl.constexpr(functional.LOWEST_LOG_PROB)
 INFINITE = tl.constexpr(functional.INFINITE)
-MAX_LOG_RATIO = tl.constexpr(functional.MAX_LOG_RATIO)
-MAX_RATIO = tl.constexpr(5.54062238439351e34)  # exp of it
 MAX_EXPONENT = tl.constexpr(functional.MAX_EXPONENT)
-TINY = tl.constexpr(1.1754943508222875e-38)  # of fp32, for a q that has underflowed to 0
+TINY = tl.constexpr(1.1754943508222875e-38)  # of fp32, for a probability that has underflowed to 0
 
 
 @triton.jit
@@ -36,10 +34,9 @@ def expm1(x):
 
 
 @triton.jit
-def log_ratio_and_excess(log_q, log_p, q, p, beta):
-    """`log p - log q` and `m / q - 1 = beta (p - q) / q`, m the mixture `beta p + (1 - beta) q`; both bounded."""
-    ratio = tl.minimum((p - q) / (q + TINY), MAX_RATIO)
-    return tl.minimum(log_p - log_q, MAX_LOG_RATIO), ratio * beta
+def excess_over(over, under, share):
+    """`m / under - 1 = share (over - under) / under`, m the mixture of share `over`."""
+    return (over - under) / (under + TINY) * share
 
 
 @triton.jit
@@ -64,16 +61,13 @@ def loss_and_gradient(KIND: tl.constexpr, log_q, log_p, q, p, a, b):
         gradient = q * (log_q - log_p)
         return gradient, gradient
     elif KIND == "jensen_shannon":
-        log_ratio, excess = log_ratio_and_excess(log_q, log_p, q, p, a)
-        log_m_over_q = log1p(excess)
-        gradient = (a - 1.0) * (log_m_over_q * q)
-        return gradient + a * (p * (log_ratio - log_m_over_q)), gradient
+        gradient = (a - 1.0) * (q * log1p(excess_over(p, q, a)))
+        return gradient - a * (p * log1p(excess_over(q, p, 1.0 - a))), gradient
     elif KIND == "skew_forward_kl":
-        log_ratio, excess = log_ratio_and_excess(log_q, log_p, q, p, a)
-        weight = -(1.0 - a) * (1.0 - a) / a
-        return p * (log_ratio - log1p(excess)), weight * (q * (excess / (excess + 1.0)))
+        excess = excess_over(q, p, 1.0 - a)
+        return -p * log1p(excess), (1.0 - a) * (q * (excess / (excess + 1.0)))
     elif KIND == "skew_reverse_kl" or KIND == "skew_reverse_kl_detached":
-        log_ratio, excess = log_ratio_and_excess(log_q, log_p, q, p, 1.0 - a)
+        excess = excess_over(p, q, 1.0 - a)
         loss = -q * log1p(excess)
         if KIND == "skew_reverse_kl_detached":
             return loss, loss

@@ -59,8 +59,14 @@ def model_files(model: str, known: Mapping[str, Mapping[str, Any]]) -> dict[str,
 
 
 def frozen_mark(model: nn.Module) -> str:
-    """A hash of a model that is not trained: its weights and buffers, and what its configurations say."""
-    return _mark(model, [*model.named_parameters(), *model.named_buffers()])
+    """A hash of a model that is not trained: its weights and buffers, and what its configurations say.
+
+    Buffers that no file holds follow from the configuration; a forward may leave them in another dtype.
+    """
+    kept = model.state_dict().keys()
+    return _mark(
+        model, [*model.named_parameters(), *((name, one) for name, one in model.named_buffers() if name in kept)]
+    )
 
 
 def untrained_mark(module: nn.Module) -> str:

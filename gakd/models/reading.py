@@ -59,7 +59,8 @@ def read_weights(
             check_weights(files, name)
         # Given weights, transformers reads no folder: the class is then asked by its configuration.
         asked, known = (kind, {}) if stand_ins is None else _by_config(kind, source, trust_remote_code)
-        with _without_report():
+        # Whatever a class draws for itself on the way: what is drawn afterwards does not depend on how a model was read.
+        with _without_report(), torch.random.fork_rng(devices=[]):
             return asked.from_pretrained(
                 source if stand_ins is None else None,
                 dtype=dtype,

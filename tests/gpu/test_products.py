@@ -1,11 +1,12 @@
-"""A head's products on the card: of bf16 operands fp32 results, of fp32 ones TF32 inside `tensor_cores` and nowhere else."""
+"""A head's products on the card: of bf16 operands fp32 results, of fp32 ones TF32 under mixed precision and nowhere else."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from gakd.products import add_outer_, in_step_precision, project, project_back, tensor_cores
+from gakd.products import add_outer_, in_step_precision, project, project_back
+from gakd.run.launch import use_tensor_cores
 
 
 def operands(device, dtype):
@@ -47,14 +48,19 @@ def test_a_head_is_rounded_under_autocast_to_bf16(device):
     assert in_step_precision(weight_VH) is weight_VH
 
 
-def test_tensor_cores_are_used_inside_and_nowhere_else(device):
+def test_what_mixed_precision_leaves_in_fp32_takes_tf32_on_the_card_alone(device):
     hidden_NH, weight_VH, _ = operands(device, torch.float32)
     expected = hidden_NH.double() @ weight_VH.double().T
-    with tensor_cores():
-        inside = apart(hidden_NH @ weight_VH.T, expected)
-    assert apart(hidden_NH @ weight_VH.T, expected) < 1e-5
     has_them = device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
-    assert (1e-5 < inside < 2e-3) if has_them else inside < 1e-5
-    # torch's compiler reads the older name of the setting, and refuses where the two disagree.
-    compiled = torch.compile(lambda one, other: (one @ other.T).relu(), backend="inductor" if has_them else "eager")
-    assert apart(compiled(hidden_NH, weight_VH), expected.relu()) < 1e-5
+    before = torch.get_float32_matmul_precision()
+    try:
+        use_tensor_cores(device, "32-true")
+        assert apart(hidden_NH @ weight_VH.T, expected) < 1e-5
+        use_tensor_cores(device, "bf16-mixed")
+        found = apart(hidden_NH @ weight_VH.T, expected)
+        assert (1e-5 < found < 2e-3) if has_them else found < 1e-5
+        # torch's compiler reads the older name of the setting, and refuses where the two disagree.
+        compiled = torch.compile(lambda one, other: (one @ other.T).relu(), backend="inductor" if has_them else "eager")
+        assert apart(compiled(hidden_NH, weight_VH), expected.relu()) < 2e-3
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -29,8 +29,7 @@ def run(names: list[str], folder: Path) -> dict[str, RowResult]:
 
 
 def oracle(case: Case) -> RowResult:
-    # A ratio to a q of 0 is one to the dtype's smallest number: of tokens that the student alone excludes fp64 has another.
-    arguments = inputs(case, torch.float32 if case.banned == ("student",) else torch.float64)
+    arguments = inputs(case, torch.float64)
     arguments["teacher_product_NV"] = arguments.pop("teacher_product_NU")
     return row_losses_and_gradient(**arguments)
 
