@@ -8,12 +8,12 @@ not depend on how the step is cut into micro-batches or ranks.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from gakd.adversary.games import Game, Penalty
 from gakd.adversary.readouts.protocol import Readout
@@ -35,6 +35,14 @@ class _Scores(NamedTuple):
     fake_B: Tensor
 
 
+class _Played(NamedTuple):
+    """What the discriminator's side of a micro-batch leaves to the student's."""
+
+    scores: _Scores
+    gradient_BTR: Tensor  # of the fake score, at the fake readouts
+    statistics: dict[str, Tensor]
+
+
 class AdversarialOutput(NamedTuple):
     loss: Tensor  # scalar for the student: the coefficient times the summed losses, live
     losses: dict[str, Tensor]  # per sequence [B], detached: the student's loss, and `discriminator_*` statistics
@@ -44,8 +52,11 @@ class Adversarial(nn.Module, Term):
     """A sequence-level game against a discriminator of teacher and student readouts, as a term of an objective.
 
     One call plays both sides on one micro-batch: it adds the discriminator's gradient on detached rows to its parameters,
-    and returns the student's loss on live ones. The module is replicated, fp32, outside any wrapper; its gradients are
-    sums over sequences divided by the global sequence count, to be summed over ranks. `flush` ends the step.
+    and returns the student's loss, whose gradient goes back through live ones. The discriminator does not run again for it:
+    how the fake score changes with what is read is known from the penalty on it.
+
+    The module is replicated, fp32, outside any wrapper; its gradients are sums over sequences divided by the global sequence
+    count, to be summed over ranks. `flush` ends the step.
 
     The discriminator scores the same rows more than once, so it must be deterministic: no dropout.
     """
@@ -94,11 +105,11 @@ class Adversarial(nn.Module, Term):
         fake_NR = readout.detached(rows.hidden_NH, None, step_rows, rows.log_normalizers_N)
         real_BTR, fake_BTR = pack(real_NR, batch), pack(fake_NR, batch)
         discriminate = self._both_at_once if self._waits_for_launches(real_BTR) else self._one_after_the_other
-        scores, statistics = discriminate(real_BTR, fake_BTR, score, valid_B * coefficients.per_sequence)
+        played = discriminate(real_BTR, fake_BTR, score, valid_B * coefficients.per_sequence)
 
-        with frozen(self.discriminator):
-            losses_B = self.game.student(score(pack(rows.live_NR, batch)), scores.real_B) * valid_B
-        statistics = {name: values_B * valid_B for name, values_B in statistics.items()}
+        fake_B = _KnownScore.apply(pack(rows.live_NR, batch), played.scores.fake_B, played.gradient_BTR)
+        losses_B = self.game.student(fake_B, played.scores.real_B) * valid_B
+        statistics = {name: values_B * valid_B for name, values_B in played.statistics.items()}
         return AdversarialOutput(coefficient * losses_B.sum(), {self.name: losses_B.detach(), **statistics})
 
     def _waits_for_launches(self, readout_BTR: Tensor) -> bool:
@@ -106,9 +117,7 @@ class Adversarial(nn.Module, Term):
         size = sum(parameter.numel() for parameter in self.discriminator.parameters())
         return readout_BTR.device.type == "cuda" and size < LAUNCH_BOUND
 
-    def _one_after_the_other(
-        self, real_BTR: Tensor, fake_BTR: Tensor, score: Score, weights_B: Tensor
-    ) -> tuple[_Scores, dict[str, Tensor]]:
+    def _one_after_the_other(self, real_BTR: Tensor, fake_BTR: Tensor, score: Score, weights_B: Tensor) -> _Played:
         """Adds the discriminator's gradient, one point after the other.
 
         A loss couples its points through their scores alone. So its slope at the known scores is enough to send each
@@ -119,22 +128,20 @@ class Adversarial(nn.Module, Term):
         losses_B, slopes = self._losses_and_slopes(scores, weights_B)
         real, fake = real_BTR.detach().requires_grad_(), fake_BTR.detach().requires_grad_()
         penalties = self.game.penalties
-        penalty_B = self._send_back(real, score(real), slopes.real_B, weights_B, penalties.get("real"))
-        penalty_B = penalty_B + self._send_back(fake, score(fake), slopes.fake_B, weights_B, penalties.get("fake"))
-        penalty_B = penalty_B + self._between(real, fake, score, weights_B)
+        of_real_B, _ = self._send_back(real, score(real), slopes.real_B, weights_B, penalties.get("real"))
+        of_fake_B, gradient_BTR = self._send_back(fake, score(fake), slopes.fake_B, weights_B, penalties.get("fake"))
+        penalty_B = of_real_B + of_fake_B + self._between(real, fake, score, weights_B)
         _bring_home((real_BTR, fake_BTR), (real.grad, fake.grad))
-        return scores, _statistics(scores, losses_B, penalty_B)
+        return _Played(scores, gradient_BTR, _statistics(scores, losses_B, penalty_B))
 
-    def _both_at_once(
-        self, real_BTR: Tensor, fake_BTR: Tensor, score: Score, weights_B: Tensor
-    ) -> tuple[_Scores, dict[str, Tensor]]:
+    def _both_at_once(self, real_BTR: Tensor, fake_BTR: Tensor, score: Score, weights_B: Tensor) -> _Played:
         """The same in one pass over both points, of half the kernels, with both penalties' graphs in memory."""
         both_2BTR = torch.cat([real_BTR, fake_BTR]).detach().requires_grad_()
         score_2B = score(both_2BTR)
         scores = _Scores(*score_2B.detach().chunk(2))
         losses_B, slopes = self._losses_and_slopes(scores, weights_B)
         slope_2B, penalties = torch.cat(slopes), self.game.penalties
-        penalty_2B = self._send_back(
+        penalty_2B, gradient_2BTR = self._send_back(
             both_2BTR, score_2B, slope_2B, weights_B.repeat(2), penalties.get("real"), penalties.get("fake")
         )
         of_real_B, of_fake_B = penalty_2B.chunk(2)
@@ -142,7 +149,7 @@ class Adversarial(nn.Module, Term):
         penalty_B = of_real_B + of_fake_B + self._between(real, fake, score, weights_B)
         assert both_2BTR.grad is not None
         _bring_home((real_BTR, fake_BTR), both_2BTR.grad.chunk(2))
-        return scores, _statistics(scores, losses_B, penalty_B)
+        return _Played(scores, gradient_2BTR.chunk(2)[1], _statistics(scores, losses_B, penalty_B))
 
     def _losses_and_slopes(self, scores: _Scores, weights_B: Tensor) -> tuple[Tensor, _Scores]:
         """The discriminator's losses `[B]`, and the gradient of their weighted sum at each point's scores."""
@@ -157,18 +164,20 @@ class Adversarial(nn.Module, Term):
             return torch.zeros_like(weights_B)
         # Readouts are linear, so what they give may be interpolated in place of what they read.
         between_BTR = torch.lerp(fake_BTR, real_BTR, torch.rand_like(weights_B).view(-1, 1, 1))
-        return self._send_back(between_BTR, score(between_BTR), torch.zeros_like(weights_B), weights_B, penalty)
+        return self._send_back(between_BTR, score(between_BTR), torch.zeros_like(weights_B), weights_B, penalty)[0]
 
     def _send_back(
         self, points_PTR: Tensor, score_P: Tensor, slope_P: Tensor, weights_P: Tensor, *penalties: Penalty | None
-    ) -> Tensor:
-        """Adds the gradient of the scores of some points, and of their penalties, which are returned `[P]`.
+    ) -> tuple[Tensor, Tensor]:
+        """Adds the gradient of the scores of some points, and of their penalties.
 
-        Each penalty is of an equal share of the points, in their order.
+        Each penalty is of an equal share of the points, in their order. Returned are the penalties `[P]`, and each score's
+        gradient at its point `[P, T, R]`.
         """
         loss, penalty_P = (score_P * slope_P).sum(), torch.zeros_like(slope_P)
-        if any(penalty is not None for penalty in penalties):
-            (gradient_PTR,) = torch.autograd.grad(score_P.sum(), points_PTR, create_graph=True)
+        penalised = any(penalty is not None for penalty in penalties)
+        (gradient_PTR,) = torch.autograd.grad(score_P.sum(), points_PTR, retain_graph=True, create_graph=penalised)
+        if penalised:
             norms = self.readout.squared_norm(gradient_PTR).chunk(len(penalties))
             penalty_P = torch.cat(
                 [
@@ -178,7 +187,7 @@ class Adversarial(nn.Module, Term):
             )
             loss = loss + (penalty_P * weights_P).sum()
         loss.backward()
-        return penalty_P.detach()
+        return penalty_P.detach(), gradient_PTR.detach()
 
     def flush(self) -> None:
         """Bring the step's gradients home to the readout's parameters; call before the discriminator's optimizer steps."""
@@ -186,6 +195,21 @@ class Adversarial(nn.Module, Term):
             inside(self._student[0], self.readout.flush)
         else:
             self.readout.flush()
+
+
+class _KnownScore(torch.autograd.Function):
+    """Scores `[B]` of live readouts `[B, T, R]`, known with their gradient from where these were scored before."""
+
+    @staticmethod
+    def forward(ctx: Any, live_BTR: Tensor, score_B: Tensor, gradient_BTR: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient_BTR)
+        return score_B.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope_B: Tensor) -> Any:  # type: ignore[override]
+        (gradient_BTR,) = ctx.saved_tensors
+        return slope_B.view(-1, 1, 1) * gradient_BTR, None, None
 
 
 def _bring_home(readouts: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
@@ -241,16 +265,3 @@ def pack(rows_NR: Tensor, batch: Batch) -> Tensor:
     shape = len(batch.lengths), max(batch.lengths)
     padded = rows_NR.new_zeros(math.prod(shape), rows_NR.shape[-1])
     return padded.index_copy(0, batch.slots_N, rows_NR).view(*shape, rows_NR.shape[-1])
-
-
-@contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """Build graphs through a module without its parameters in them."""
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)

@@ -6,11 +6,13 @@ prompt and padding among them.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad, softplus
 
-from gakd.adversary.adversarial import frozen
 from gakd.models.unpacked import one_sequence_a_row
 from gakd.types import IGNORE_INDEX, Batch
 
@@ -82,3 +84,16 @@ def _squared_norm(score_B: Tensor, logits_BTV: Tensor) -> Tensor:
     """`||d score / d logits||^2` `[B]`, without a graph (create_graph=False)."""
     (gradient_BTV,) = torch.autograd.grad(score_B.sum(), logits_BTV, retain_graph=True)
     return gradient_BTV.square().sum((1, 2))
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """Build graphs through a module without its parameters in them."""
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)

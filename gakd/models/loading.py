@@ -65,15 +65,31 @@ class ModelConfig:
     """Run Python code that comes with a model's files. It can do anything on this machine: read it first."""
 
 
-def load_student(config: ModelConfig, frozen_dtype: torch.dtype = torch.float32) -> nn.Module:
+def load_student(config: ModelConfig, frozen_dtype: torch.dtype = torch.float32, sharded: bool = False) -> nn.Module:
     """The student, pruned and with LoRA as configured, all of its text's part trainable without LoRA.
 
     What trains is in fp32; what LoRA leaves as it is, is in `frozen_dtype` (`Run.frozen_dtype`), and its hidden states under
     autocast stay in fp32. Proven before it is trained: its head (`head_of`), and that what is exported of it is what was
     trained (`prove_student`). Raises ModelError where either fails.
+
+    One that is to be `sharded` (`Run.is_sharded`), all of whose weights train, is without them until each rank reads its part,
+    as a teacher is (`load_model`). The first process alone has it whole for the proof, and lets go of it.
     """
+    whole = not sharded or config.lora_rank > 0 or bool(config.student_layers)
+    student = _loaded(config, frozen_dtype, None) if whole or is_first_process() else None
+    if student is not None:
+        _prove(student, config)
+    if not whole:
+        del student
+        student = _loaded(config, frozen_dtype, torch.device("meta"))
+        head_of(student)
+    assert student is not None
+    return student
+
+
+def _loaded(config: ModelConfig, frozen_dtype: torch.dtype, device: torch.device | None) -> nn.Module:
     dtype = frozen_dtype if config.lora_rank else torch.float32
-    model = load_model(config.student, dtype, config.student_layers, config.trust_remote_code)
+    model = load_model(config.student, dtype, config.student_layers, config.trust_remote_code, device)
     for parameter in idle_parameters(model).values():
         parameter.requires_grad_(False)
     if config.activation_checkpointing:
@@ -83,12 +99,15 @@ def load_student(config: ModelConfig, frozen_dtype: torch.dtype = torch.float32)
         if dtype != torch.float32:
             keep_stream_single(model)
         student = add_lora(model, config.lora_rank, config.lora_alpha, config.lora_dropout, config.lora_targets)
+    return student
+
+
+def _prove(student: nn.Module, config: ModelConfig) -> None:
     head_of(student)
     if is_first_process():
         prove_student(student)
         if config.lora_rank:
             print(lora_text(student), flush=True)
-    return student
 
 
 def checkpoint_activations(model: PreTrainedModel, preserve_rng_state: bool = True) -> None:

@@ -56,7 +56,6 @@ class Run:
         self.fabric = launch(config)
         use_tensor_cores(self.fabric.device, config.precision)
         self._wait_for_evaluation = patient_barrier()
-        self._sharded = config.strategy == "fsdp2"
         self.teacher_dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
         self.step = 0
         self.fabric.seed_everything(config.seed, verbose=False)
@@ -87,9 +86,14 @@ class Run:
         return self.fabric.is_global_zero
 
     @property
+    def is_sharded(self) -> bool:
+        """Whether weights are cut over ranks (`--strategy fsdp2`)."""
+        return self.config.strategy == "fsdp2"
+
+    @property
     def loading_device(self) -> torch.device:
         """Where a teacher is loaded to: its device, or the meta device, without its weights, where it is yet to be cut."""
-        return torch.device("meta") if self._sharded else self.device
+        return torch.device("meta") if self.is_sharded else self.device
 
     @property
     def frozen_dtype(self) -> torch.dtype:
@@ -129,7 +133,7 @@ class Run:
         self._wrapped = self.fabric.setup_module(distiller)
         if isinstance(distiller, Distiller):
             self._wrapped.mark_forward_method(distiller.label_log_probs)
-        if self._sharded and isinstance(teacher, LocalTeacher):
+        if self.is_sharded and isinstance(teacher, LocalTeacher):
             teacher.shard(cast(ModelParallelStrategy, self.fabric.strategy).device_mesh["data_parallel"], self.device)
         # Sharding has put new parameters in place of the old ones.
         trainable = [parameter for parameter in distiller.parameters() if parameter.requires_grad]
@@ -234,7 +238,7 @@ class Run:
         """
         for index, batch in enumerate(window):
             self._record.begin(batch)
-            alone = not self._sharded and index < len(window) - 1
+            alone = not self.is_sharded and index < len(window) - 1
             with self.fabric.no_backward_sync(self._wrapped) if alone else nullcontext():
                 yield batch
 

@@ -60,7 +60,7 @@ def main(config: Config) -> None:
     run = Run(config.run, config)
     with run.main_first():
         tokenizer = load_shared_tokenizer(config.models)
-        student = load_student(config.models, run.frozen_dtype)
+        student = load_student(config.models, run.frozen_dtype, run.is_sharded)
         data = load_data(config.data, tokenizer, config.run.batch_size, prompts_alone=config.language_weight == 0)
         teacher = load_reader(config.models, run.teacher_dtype, run.loading_device)
     held_out = HeldOut(teacher, tokenizer, data, config.evaluation)

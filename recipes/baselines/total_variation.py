@@ -41,7 +41,7 @@ def main(config: Config) -> None:
     run = Run(config.run, config)
     with run.main_first():
         tokenizer = load_shared_tokenizer(config.models)
-        student = load_student(config.models, run.frozen_dtype)
+        student = load_student(config.models, run.frozen_dtype, run.is_sharded)
         data = load_data(config.data, tokenizer, config.run.batch_size)
         teacher = load_teacher(config.models, data, run.teacher_dtype, run.loading_device)
     held_out = HeldOut(teacher, tokenizer, data, config.evaluation)

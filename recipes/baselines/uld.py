@@ -43,7 +43,7 @@ def main(config: Config) -> None:
     run = Run(config.run, config)
     with run.main_first():
         tokenizer = load_tokenizer(config.models.student, config.models.trust_remote_code)
-        student = load_student(config.models, run.frozen_dtype)
+        student = load_student(config.models, run.frozen_dtype, run.is_sharded)
         data = load_data(config.data, tokenizer, config.run.batch_size)
         teacher = load_aligned_teacher(config.models, data, tokenizer, run.teacher_dtype, run.loading_device)
     held_out = HeldOut(None, tokenizer, data, config.evaluation)

@@ -193,7 +193,9 @@ def test_every_game_discriminator_and_readout_together(discriminator, game, read
     adversarial.game = game(r1=2.0, r2=7.0)
     found, expected = both_ways(adversarial, {"bias": True})
     torch.testing.assert_close(found.loss, expected.loss)
-    torch.testing.assert_close(found.students, expected.students, rtol=1e-10, atol=1e-14)
+    # Norms and rotations of a language model are in fp32, and a gradient that is differentiated again rounds in other places.
+    rtol, atol = (1e-4, 1e-7) if discriminator == "language_model" else (1e-10, 1e-14)
+    torch.testing.assert_close(found.students, expected.students, rtol=rtol, atol=atol)
     torch.testing.assert_close(found.discriminators, expected.discriminators, rtol=1e-9, atol=1e-14)
 
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 import torch
-from torch import distributed, multiprocessing, nn
+from torch import distributed, nn
 
 from gakd.data import Example, Row
 from gakd.evaluation import EvaluationConfig, HeldOut, conclude
@@ -22,6 +22,7 @@ from gakd.run.ranks import ALONE, Ranks, all_ranks
 from gakd.samplers.writing import writing_of
 from gakd.teachers.local import LocalTeacher
 from tests import tiny
+from tests.processes import two
 
 # Batches of two: three of the validation split, four of the test split; two and three of generated text.
 CONFIG = EvaluationConfig(
@@ -92,7 +93,7 @@ def one_rank(rank: int, folder: Path, sharded: bool) -> None:
 
 
 def run_two(folder: Path, sharded: bool) -> list[dict[str, Any]]:
-    multiprocessing.spawn(one_rank, (folder, sharded), nprocs=2)  # type: ignore[attr-defined]
+    two(one_rank, folder, sharded)
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
 
 

@@ -1,8 +1,9 @@
-"""One of two processes that cut a teacher over them, for tests/models/test_streaming.py: its parts and its memory, to a file."""
+"""One of two processes that cut a model over them, for tests/models/test_streaming.py: its parts and its memory, to a file."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 import time
@@ -10,11 +11,13 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import distributed
-from torch.distributed.device_mesh import init_device_mesh
+from torch import distributed, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from gakd.models import load_model
-from gakd.models.sharding import own_part
+from gakd.models import ModelConfig, load_model, load_student
+from gakd.models.fingerprints import untrained_mark
+from gakd.models.heads import hidden_rows
+from gakd.models.sharding import own_part, shard_model
 from gakd.teachers.local import LocalTeacher
 from tests.architecture_table import two_rows
 
@@ -38,25 +41,48 @@ class Peak(threading.Thread):
             time.sleep(0.001)
 
 
-def main(folder: str, output: str, rank: int, device: str) -> None:
+def of_teacher(folder: str, mesh: DeviceMesh, device: str) -> tuple[nn.Module, dict[str, torch.Tensor], str]:
+    """The cut model, what it says of two rows, and the mark of the whole one."""
+    teacher = LocalTeacher(load_model(folder, torch.float32, device=torch.device(device)))
+    mark = teacher.mark() if distributed.get_rank() == 0 else ""
+    teacher.shard(mesh, torch.device("cpu"))
+    heard = teacher(two_rows())
+    logits_NV = heard.head.shape.logits(heard.head.product(heard.hidden_NH))
+    return teacher.model, {"hidden": heard.hidden_NH, "logits": logits_NV}, mark
+
+
+def of_student(folder: str, mesh: DeviceMesh, device: str) -> tuple[nn.Module, dict[str, torch.Tensor], str]:
+    """With the gradient of its part of each weight."""
+    student = load_student(ModelConfig(folder, lora_rank=0), sharded=device == "meta")
+    mark = untrained_mark(student) if distributed.get_rank() == 0 else ""
+    shard_model(student, mesh)
+    hidden_NH = hidden_rows(student, two_rows())
+    hidden_NH.square().sum().backward()
+    gradients = {
+        f"gradient of {name}": own_part(weight.grad).clone()
+        for name, weight in student.named_parameters()
+        if weight.grad is not None
+    }
+    return student, {"hidden": hidden_NH.detach(), **gradients}, mark
+
+
+def one_rank(rank: int, role: str, folder: str, output: str, device: str) -> None:
+    """The figures of one process to `rank{rank}.json`, its parts of weights, and more, to `rank{rank}.safetensors`."""
+    os.environ["RANK"] = str(rank)  # as a launcher would
     distributed.init_process_group("gloo", init_method=f"file://{output}/meeting", rank=rank, world_size=2)
     mesh = init_device_mesh("cpu", (2,))
     before, peak = anonymous(), Peak()
     peak.start()
-    teacher = LocalTeacher(load_model(folder, torch.float32, device=torch.device(device)))
-    mark = teacher.mark() if rank == 0 else ""
-    teacher.shard(mesh, torch.device("cpu"))
+    model, said, mark = {"teacher": of_teacher, "student": of_student}[role](folder, mesh, device)
     peak.running = False
     peak.join()
-    parts = {name: own_part(weight).clone() for name, weight in teacher.model.named_parameters()}
+    parts = {name: own_part(weight).clone() for name, weight in model.named_parameters()}
     found = {"peak": peak.bytes - before, "parts": sum(part.nbytes for part in parts.values()), "mark": mark}
-    heard = teacher(two_rows())
-    logits_NV = heard.head.shape.logits(heard.head.product(heard.hidden_NH))
-    save_file({**parts, "hidden": heard.hidden_NH, "logits": logits_NV}, f"{output}/rank{rank}.safetensors")
+    save_file(parts | said, f"{output}/rank{rank}.safetensors")
     Path(f"{output}/rank{rank}.json").write_text(json.dumps(found))
     distributed.barrier()
     distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4])
+    one_rank(int(sys.argv[1]), *sys.argv[2:])

@@ -16,7 +16,7 @@ from gakd.run.updates import fuse
 from gakd.teachers.local import LocalTeacher
 from gakd.types import IGNORE_INDEX, Batch
 from tests import tiny
-from tests.ranks import on_two
+from tests.processes import on_two
 
 
 def batch_of(rank: int, count: int = 4) -> Batch:

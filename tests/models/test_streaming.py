@@ -19,6 +19,8 @@ from gakd.models.loading import config_of, kind_of
 from gakd.models.reading_in_parts import read_in_parts
 from gakd.models.streaming import fill, left_of
 from tests.architectures import ARCHITECTURES, tiny_model
+from tests.models.streaming_ranks import one_rank
+from tests.processes import two
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 # Tied embeddings, experts that a file has one by one, buffers, Conv1D, no model prefix in the files.
@@ -144,14 +146,26 @@ def test_tied_weights_that_both_lie_in_the_files(tmp_path, capsys):
 # ---- cut over two processes ----
 
 
-def on_two(folder: Path, output: Path, device: str) -> list[dict]:
-    """Each rank's figures, with its parts under `weights`."""
+def measured_on_two(folder: Path, output: Path, device: str, role: str = "teacher") -> list[dict]:
+    """`found_on_two` by processes of their own, whose memory is theirs alone."""
     output.mkdir()
     # Freed memory then goes back at once, and is not counted as the next weight's.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "tests.models.streaming_ranks", str(folder), str(output)]
-    ranks = [subprocess.Popen([*command, str(rank), device], env=environment) for rank in range(2)]
+    command = [sys.executable, "-m", "tests.models.streaming_ranks"]
+    rest = [role, str(folder), str(output), device]
+    ranks = [subprocess.Popen([*command, str(rank), *rest], env=environment) for rank in range(2)]
     assert [rank.wait(300) for rank in ranks] == [0, 0]
+    return figures(output)
+
+
+def found_on_two(folder: Path, output: Path, device: str, role: str) -> list[dict]:
+    """Each rank's figures, with its parts under `weights`."""
+    output.mkdir()
+    two(one_rank, role, str(folder), str(output), device)
+    return figures(output)
+
+
+def figures(output: Path) -> list[dict]:
     return [
         json.loads((output / f"rank{rank}.json").read_text())
         | {"weights": load_file(output / f"rank{rank}.safetensors")}
@@ -160,11 +174,20 @@ def on_two(folder: Path, output: Path, device: str) -> list[dict]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["Qwen3", "Mixtral", "Gemma 3"])
-def test_each_rank_reads_the_part_that_it_keeps(name, tmp_path):
-    """Bit for bit what cutting a whole model leaves on it; rows that two do not divide included."""
+@pytest.mark.parametrize(
+    ("name", "role"),
+    [
+        ("Qwen3", "teacher"),
+        ("Mixtral", "teacher"),
+        ("Gemma 3", "teacher"),
+        ("Qwen3", "student"),
+        ("Gemma 3", "student"),
+    ],
+)
+def test_each_rank_reads_the_part_that_it_keeps(name, role, tmp_path):
+    """Bit for bit what cutting a whole model leaves on it, and trains; rows that two do not divide included."""
     tiny_model(name).save_pretrained(tmp_path / "model")
-    found, expected = (on_two(tmp_path / "model", tmp_path / device, device) for device in ("meta", "cpu"))
+    found, expected = (found_on_two(tmp_path / "model", tmp_path / device, device, role) for device in ("meta", "cpu"))
     for ours, theirs in zip(found, expected, strict=True):
         assert ours["mark"] == theirs["mark"]
         assert ours["weights"].keys() == theirs["weights"].keys()
@@ -186,10 +209,14 @@ def test_host_memory_is_a_ranks_part_and_what_proves_the_head(tmp_path):
     size = sum(weight.nbytes for weight in model.parameters())
     layer = sum(weight.nbytes for weight in model.model.layers[0].parameters())
     outside, head = size - 16 * layer, model.lm_head.weight.nbytes
-    found, whole = (on_two(tmp_path / "model", tmp_path / device, device) for device in ("meta", "cpu"))
+    found, whole = (measured_on_two(tmp_path / "model", tmp_path / device, device) for device in ("meta", "cpu"))
     # A rank's part, twice what proves the head (once to be read, once to be gathered), and libraries that are first used.
     bound = size / 2 + 2 * (outside + 2 * layer) + 64 * MIB
     print("MiB", size / MIB, layer / MIB, [[one["peak"] / MIB for one in way] for way in (found, whole)], bound / MIB)
     assert all(one["parts"] == (size + head) / 2 for one in found)  # the head is whole on each
     assert all(one["peak"] < bound for one in found)
     assert all(one["peak"] > 1.3 * bound for one in whole)
+    # Of a student the first process proves the export, whole.
+    student = measured_on_two(tmp_path / "model", tmp_path / "student", "meta", "student")
+    assert student[1]["parts"] == size / 2
+    assert student[1]["peak"] < bound + size / 2  # and its part's gradient

@@ -26,7 +26,8 @@ from gakd.models.reach import unreached_weights
 from gakd.models.read_back import text_logits
 from tests import tiny
 from tests.architectures import ENCODER_DECODERS, random_model, tiny_config
-from tests.recipe_runs import metrics, run_here, run_there, scores
+from tests.processes import run_on_two
+from tests.recipe_runs import metrics, run_here, scores
 
 VOCABULARY, LENGTH, STEPS = 272, 96, 3
 # Of tiny.tokenizer(), and beyond it: no text has a picture's.
@@ -292,9 +293,8 @@ def test_micro_batches_leave_a_mixture_of_experts_alone(size, alone, data, tmp_p
 )
 def test_two_processes_give_what_one_gives(case, strategy, alone, data, tmp_path):
     pair, expected = alone(case)
-    flags = (*case.flags, "--micro-batch-size", "2", "--devices", "2", "--strategy", strategy)
-    result = run_there("gakd", *arguments(pair, data, tmp_path / "run", *flags))
-    assert result.returncode == 0, result.stderr[-3000:]
+    flags = (*case.flags, "--micro-batch-size", "2", "--strategy", strategy)
+    run_on_two("gakd", arguments(pair, data, tmp_path / "run", *flags), tmp_path / "printed")
     assert_same_run(tmp_path / "run", expected)
     assert_trained(pair, tmp_path / "run", case) if strategy == "ddp" else None
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.recipe_runs import arguments, assert_identical, make_material, metrics, run_here, run_there, scores
+from tests.processes import run_on_two
+from tests.recipe_runs import arguments, assert_identical, make_material, metrics, run_here, scores
 
 # What the student writes is then the same however it is dealt to ranks, which draw random numbers of their own.
 GREEDY = ("--student-text", "0.7", "--student-temperature", "0")
@@ -46,14 +47,11 @@ def on_two(recipe: str, material: Path, output: Path, strategy: str, *flags: str
         "5",
         "--micro-batch-size",
         "2",
-        "--devices",
-        "2",
         *EVALUATION,
         *flags,
         recipe=recipe,
     )
-    result = run_there(recipe, *given, "--strategy", strategy)
-    assert result.returncode == 0, result.stderr[-3000:]
+    run_on_two(recipe, [*given, "--strategy", strategy], output.with_suffix(".txt"))
     return output
 
 
@@ -122,16 +120,13 @@ def test_a_run_goes_on_with_other_processes_and_cut_another_way(material, tmp_pa
         "5",
         "--micro-batch-size",
         "2",
-        "--devices",
-        "2",
         "--strategy",
         "ddp",
         *EVALUATION,
         "--resume",
     )
-    result = run_there("gakd", *given)
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert "was written by 1 process, this run has 2 processes" in result.stderr
+    said = run_on_two("gakd", given, tmp_path / "printed")
+    assert "was written by 1 process, this run has 2 processes" in said
     for row, other in zip(metrics(taken_up), metrics(straight), strict=True):
         ours, theirs = (
             {key: float(cell) for key, cell in cells.items() if cell and key != "padding"} for cells in (row, other)

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import pytest
 
 from tests import reliability
-from tests.lives import TOO_LATE, Moment, finish, forkserver, killed, start
+from tests.lives import TOO_LATE, Moment, killed
+from tests.processes import finish, forkserver, start
 from tests.recipe_runs import arguments, assert_identical, make_material
 from tests.recipe_table import RECIPES
 from tests.recipes.test_cached import cache_arguments

@@ -12,7 +12,8 @@ from gakd.models import ModelConfig, ModelError
 from gakd.run import Run
 from gakd.teachers import load_reader
 from gakd.types import Batch
-from tests.recipe_runs import arguments, assert_close, assert_identical, make_material, metrics, run_here, run_there
+from tests.processes import run_on_two
+from tests.recipe_runs import arguments, assert_close, assert_identical, make_material, metrics, run_here
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +28,9 @@ def column(output: Path, name: str) -> dict[int, float]:
 @pytest.mark.slow
 def test_each_rank_goes_on_with_its_own_buffer(material, tmp_path):
     """DistiLLM on two processes, taken up again from its second checkpoint: replayed text is that of the buffer it saved."""
-    flags = ("--devices", "2", "--micro-batch-size", "2", "--steps", "10", "--save-every", "6", "--threshold-step", "0")
+    flags = ("--micro-batch-size", "2", "--steps", "10", "--save-every", "6", "--threshold-step", "0")
     straight, taken_up = tmp_path / "straight", tmp_path / "taken up"
-    result = run_there("distillm", *arguments(material, straight, *flags, recipe="distillm"))
-    assert result.returncode == 0, result.stderr[-2000:]
+    run_on_two("distillm", arguments(material, straight, *flags, recipe="distillm"), tmp_path / "printed")
     shutil.copytree(straight, taken_up)
     for name in ("checkpoints/step-10", "student"):
         shutil.rmtree(taken_up / name)
@@ -39,8 +39,7 @@ def test_each_rank_goes_on_with_its_own_buffer(material, tmp_path):
     assert [len(state["lengths"]) for state in saved] == [32, 32]  # 16 samples, prompt and response
     assert not torch.equal(saved[0]["ids"], saved[1]["ids"])
 
-    result = run_there("distillm", *arguments(material, taken_up, *flags, "--resume", recipe="distillm"))
-    assert result.returncode == 0, result.stderr[-2000:]
+    run_on_two("distillm", arguments(material, taken_up, *flags, "--resume", recipe="distillm"), tmp_path / "printed")
     assert_identical(taken_up, straight)
     replayed, written = (column(straight, name) for name in ("replayed_text", "student_text"))
     assert any(replayed[step] for step in range(7, 11))

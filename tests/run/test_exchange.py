@@ -10,7 +10,7 @@ import torch
 from torch import distributed
 
 from gakd.run.exchange import Hosts, several, sum_, sum_flat_, take_from_main_
-from tests.ranks import on_two
+from tests.processes import on_two
 
 
 def own(rank: int) -> list[torch.Tensor]:

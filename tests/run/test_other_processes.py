@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 
 from gakd.run import checkpoint
 from gakd.run.parts import files_of, stored_state, stored_weights
-from tests.ranks import on_two
+from tests.processes import on_two
 
 
 class Uneven(nn.Module):

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import distributed, multiprocessing
+from torch import distributed
 
 from gakd.samplers import AdaptiveThreshold, Mixture, ReplaySampler, Sample, dataset_sampler
 from gakd.weights import ramp, weight_at
+from tests.processes import two
 
 SAMPLES = [Sample([0, 1], [2, 3]), Sample([4], [5]), Sample([6, 7, 8], [9])]
 TOTAL = 40
@@ -236,7 +237,7 @@ def one_rank(rank: int, folder: Path) -> None:
 def test_ranks_with_unlike_windows_wait_for_the_last_full_buffer(tmp_path):
     alone = [sources(rank) for rank in range(2)]
     assert alone[0] != alone[1], "both buffers are full at the same step: nothing to agree on"
-    multiprocessing.spawn(one_rank, (tmp_path,), nprocs=2)  # type: ignore[attr-defined]
+    two(one_rank, tmp_path)
     together = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     assert together == [alone[1], alone[1]]  # the one with small windows fills its buffer last
     assert "replay" in alone[1]

@@ -15,12 +15,13 @@ from typing import Any, cast
 
 import pytest
 import torch
-from torch import Tensor, distributed, multiprocessing, nn
+from torch import Tensor, distributed, nn
 from transformers import GPT2Config, GPT2LMHeadModel, Qwen3Config, Qwen3ForCausalLM
 
 from gakd.models.writing import Writing
 from gakd.samplers import Sample, Sampling, SpeculativeSampler, TeacherMixedSampler, generate
 from tests.architectures import tiny_model
+from tests.processes import two
 
 END, PAD, VOCAB = 3, 4, 5
 TOKENIZER = cast(Any, SimpleNamespace(eos_token_id=END, pad_token_id=PAD))
@@ -391,7 +392,7 @@ def test_sharded_models_write_what_whole_ones_do_and_no_rank_waits_for_ever(mode
     longest = [[max(len(sample.response_ids) for sample in answer) for answer in written] for written in expected]
     for index in range(3):  # generate, and each sampler
         assert longest[0][index::3] != longest[1][index::3], "both ranks are always done at the same step"
-    multiprocessing.spawn(one_rank, (tmp_path,), nprocs=2)  # type: ignore[attr-defined]
+    two(one_rank, tmp_path)
     for rank, wanted in enumerate(expected):
         found = torch.load(tmp_path / f"{rank}.pt")
         for answer, other in zip(found, wanted, strict=True):
