@@ -127,7 +127,7 @@ class Plan:
     teacher: Shape | None
     phases: dict[str, Parts]  # moments of a step, in order, and the evaluation between steps
     flops: Flops
-    host_memory: int  # bytes in one process before the student is cut and each rank has read its part of the teacher
+    host_memory: tuple[int, int]  # bytes in the first process and in any other, before each rank has read its parts
 
     @property
     def busiest(self) -> str:

@@ -27,13 +27,19 @@ def plan(config: PlanConfig) -> Plan:
     return Plan(config, student, teacher, phases(setting), _flops(config, student, teacher), _host_memory(setting))
 
 
-def _host_memory(setting: Setting) -> int:
-    """The student whole, and of the teacher what is read to prove its head: two layers, and all that is no layer."""
+def _host_memory(setting: Setting) -> tuple[int, int]:
+    """Of the first process, which proves the student's export with all of it, and of any other.
+
+    There, and of a teacher anywhere, what is read to prove a head: two layers, and all that is no layer. A student that is
+    pruned or has LoRA is whole in all.
+    """
     student, teacher, config = setting.student, setting.teacher, setting.config
     half = setting.on_gpu and setting.precision.startswith("bf16")
     frozen = student.parameters - student.trainable if config.lora_rank and half else 0
     known = 0 if teacher is None else teacher.head if config.teacher_cache else teacher.rest + 2 * teacher.layer
-    return FLOAT32 * (student.parameters - frozen) + 2 * frozen + setting.teacher_bytes * known
+    whole = FLOAT32 * (student.parameters - frozen) + 2 * frozen
+    proof = whole if config.lora_rank or config.student_layers else FLOAT32 * (student.rest + 2 * student.layer)
+    return whole + setting.teacher_bytes * known, proof + setting.teacher_bytes * known
 
 
 def largest_micro_batch(config: PlanConfig) -> int:

@@ -84,9 +84,10 @@ def _verdict(plan: Plan, largest: int) -> str:
         else "Not even a micro-batch of 1 fits.",
     ]
     if config.strategy == "fsdp2":
+        first, other = plan.host_memory
         lines.append(
-            f"Host memory while models load: {plan.host_memory / GB:.1f} GB in each of {config.devices} processes of a node, "
-            f"{config.devices * plan.host_memory / GB:.1f} GB a node."
+            f"Host memory while models load: {first / GB:.1f} GB in the first process, {other / GB:.1f} GB in any other; "
+            f"{(first + (config.devices - 1) * other) / GB:.1f} GB on the first node's {config.devices}."
         )
     return "\n".join(lines)
 

@@ -12,6 +12,8 @@ from transformers import AutoModelForCausalLM, T5Config
 from gakd.cli.command import main as command
 from gakd.cli.plan import main
 from gakd.errors import InputError
+from gakd.models import load_model
+from gakd.models.parts import decoder_layers
 from gakd.planning.config import PlanConfig
 from gakd.planning.estimate import largest_micro_batch, plan
 from gakd.planning.tables import tables
@@ -291,6 +293,21 @@ def test_the_command_prints_parameters_parts_flops_and_the_largest_micro_batch(f
         ["plan", "--student", str(folder / "student"), "--teacher", "None", "--strategy", "fsdp2", "--devices", "2"]
     )
     assert "Host memory" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_host_memory_of_the_first_process_and_of_the_others(rank, folder):
+    config = PlanConfig(
+        student=str(folder / "student"), teacher=None, strategy="fsdp2", devices=2, lora_rank=rank, device="cpu"
+    )
+    model = load_model(str(folder / "student"))
+    layers = [sum(weight.nbytes for weight in layer.parameters()) for layer in decoder_layers(model)]
+    whole = sum(weight.nbytes for weight in model.parameters())
+    first, other = plan(config).host_memory
+    if rank:
+        assert first == other > whole  # adapters beside
+    else:
+        assert (first, other) == (whole, whole - sum(layers) + 2 * max(layers))
 
 
 def test_positions_are_planned_as_so_many_sequences():
