@@ -7,7 +7,9 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import save_file
@@ -41,29 +43,42 @@ class Peak(threading.Thread):
             time.sleep(0.001)
 
 
-def of_teacher(folder: str, mesh: DeviceMesh, device: str) -> tuple[nn.Module, dict[str, torch.Tensor], str]:
-    """The cut model, what it says of two rows, and the mark of the whole one."""
+class Cut(NamedTuple):
+    """A model cut over the ranks, the mark it had whole, and what it says of two rows."""
+
+    model: nn.Module
+    mark: str
+    ask: Callable[[], dict[str, torch.Tensor]]
+
+
+def cut_teacher(folder: str, mesh: DeviceMesh, device: str) -> Cut:
     teacher = LocalTeacher(load_model(folder, torch.float32, device=torch.device(device)))
     mark = teacher.mark() if distributed.get_rank() == 0 else ""
     teacher.shard(mesh, torch.device("cpu"))
-    heard = teacher(two_rows())
-    logits_NV = heard.head.shape.logits(heard.head.product(heard.hidden_NH))
-    return teacher.model, {"hidden": heard.hidden_NH, "logits": logits_NV}, mark
+
+    def ask() -> dict[str, torch.Tensor]:
+        heard = teacher(two_rows())
+        logits_NV = heard.head.shape.logits(heard.head.product(heard.hidden_NH))
+        return {"hidden": heard.hidden_NH, "logits": logits_NV}
+
+    return Cut(teacher.model, mark, ask)
 
 
-def of_student(folder: str, mesh: DeviceMesh, device: str) -> tuple[nn.Module, dict[str, torch.Tensor], str]:
-    """With the gradient of its part of each weight."""
+def cut_student(folder: str, mesh: DeviceMesh, device: str) -> Cut:
+    """It says its part of each weight's gradient, too."""
     student = load_student(ModelConfig(folder, lora_rank=0), sharded=device == "meta")
     mark = untrained_mark(student) if distributed.get_rank() == 0 else ""
     shard_model(student, mesh)
-    hidden_NH = hidden_rows(student, two_rows())
-    hidden_NH.square().sum().backward()
-    gradients = {
-        f"gradient of {name}": own_part(weight.grad).clone()
-        for name, weight in student.named_parameters()
-        if weight.grad is not None
-    }
-    return student, {"hidden": hidden_NH.detach(), **gradients}, mark
+
+    def ask() -> dict[str, torch.Tensor]:
+        hidden_NH = hidden_rows(student, two_rows())
+        hidden_NH.square().sum().backward()
+        gradients = {name: weight.grad for name, weight in student.named_parameters() if weight.grad is not None}
+        return {"hidden": hidden_NH.detach()} | {
+            f"gradient of {name}": own_part(own) for name, own in gradients.items()
+        }
+
+    return Cut(student, mark, ask)
 
 
 def one_rank(rank: int, role: str, folder: str, output: str, device: str) -> None:
@@ -73,11 +88,12 @@ def one_rank(rank: int, role: str, folder: str, output: str, device: str) -> Non
     mesh = init_device_mesh("cpu", (2,))
     before, peak = anonymous(), Peak()
     peak.start()
-    model, said, mark = {"teacher": of_teacher, "student": of_student}[role](folder, mesh, device)
+    cut = {"teacher": cut_teacher, "student": cut_student}[role](folder, mesh, device)
     peak.running = False
     peak.join()
-    parts = {name: own_part(weight).clone() for name, weight in model.named_parameters()}
-    found = {"peak": peak.bytes - before, "parts": sum(part.nbytes for part in parts.values()), "mark": mark}
+    parts = {name: own_part(weight).clone() for name, weight in cut.model.named_parameters()}
+    found = {"peak": peak.bytes - before, "parts": sum(part.nbytes for part in parts.values()), "mark": cut.mark}
+    said = {name: tensor.clone() for name, tensor in cut.ask().items()}
     save_file(parts | said, f"{output}/rank{rank}.safetensors")
     Path(f"{output}/rank{rank}.json").write_text(json.dumps(found))
     distributed.barrier()

@@ -48,9 +48,12 @@ def assert_same(found, expected):
 
 
 @pytest.mark.parametrize(
-    "name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in ARCHITECTURES if name not in QUICK)]
+    ("name", "dtype"),
+    [
+        *((name, dtype) for name in QUICK for dtype in (torch.bfloat16, torch.float32)),
+        *(pytest.param(name, torch.bfloat16, marks=pytest.mark.slow) for name in ARCHITECTURES if name not in QUICK),
+    ],
 )
-@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float32, marks=pytest.mark.slow)])
 def test_a_model_read_in_parts_is_the_one_read_whole(name, dtype, tmp_path, capsys):
     tiny_model(name).save_pretrained(tmp_path)
     whole = load_model(str(tmp_path), dtype)
@@ -146,13 +149,13 @@ def test_tied_weights_that_both_lie_in_the_files(tmp_path, capsys):
 # ---- cut over two processes ----
 
 
-def measured_on_two(folder: Path, output: Path, device: str, role: str = "teacher") -> list[dict]:
-    """`found_on_two` by processes of their own, whose memory is theirs alone."""
+def measured_on_two(folder: Path, output: Path, role: str) -> list[dict]:
+    """`found_on_two` of models read in parts, by processes of their own, whose memory is theirs alone."""
     output.mkdir()
     # Freed memory then goes back at once, and is not counted as the next weight's.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "tests.models.streaming_ranks"]
-    rest = [role, str(folder), str(output), device]
+    rest = [role, str(folder), str(output), "meta"]
     ranks = [subprocess.Popen([*command, str(rank), *rest], env=environment) for rank in range(2)]
     assert [rank.wait(300) for rank in ranks] == [0, 0]
     return figures(output)
@@ -209,14 +212,12 @@ def test_host_memory_is_a_ranks_part_and_what_proves_the_head(tmp_path):
     size = sum(weight.nbytes for weight in model.parameters())
     layer = sum(weight.nbytes for weight in model.model.layers[0].parameters())
     outside, head = size - 16 * layer, model.lm_head.weight.nbytes
-    found, whole = (measured_on_two(tmp_path / "model", tmp_path / device, device) for device in ("meta", "cpu"))
+    teacher, student = (measured_on_two(tmp_path / "model", tmp_path / role, role) for role in ("teacher", "student"))
     # A rank's part, twice what proves the head (once to be read, once to be gathered), and libraries that are first used.
     bound = size / 2 + 2 * (outside + 2 * layer) + 64 * MIB
-    print("MiB", size / MIB, layer / MIB, [[one["peak"] / MIB for one in way] for way in (found, whole)], bound / MIB)
-    assert all(one["parts"] == (size + head) / 2 for one in found)  # the head is whole on each
-    assert all(one["peak"] < bound for one in found)
-    assert all(one["peak"] > 1.3 * bound for one in whole)
-    # Of a student the first process proves the export, whole.
-    student = measured_on_two(tmp_path / "model", tmp_path / "student", "meta", "student")
-    assert student[1]["parts"] == size / 2
-    assert student[1]["peak"] < bound + size / 2  # and its part's gradient
+    print("MiB", size / MIB, bound / MIB, [[one["peak"] / MIB for one in way] for way in (teacher, student)])
+    assert all(one["parts"] == (size + head) / 2 for one in teacher)  # the head is whole on each
+    assert all(one["peak"] < min(bound, size) for one in teacher)
+    assert all(one["parts"] == size / 2 for one in student)
+    # The first process has all of a student once, to prove its export.
+    assert student[1]["peak"] < min(bound, size) < student[0]["peak"]
