@@ -75,19 +75,18 @@ def load_student(config: ModelConfig, frozen_dtype: torch.dtype = torch.float32,
     One that is to be `sharded` (`Run.is_sharded`), all of whose weights train, is without them until each rank reads its part,
     as a teacher is (`load_model`). The first process alone has it whole for the proof, and lets go of it.
     """
-    whole = not sharded or config.lora_rank > 0 or bool(config.student_layers)
-    student = _loaded(config, frozen_dtype, None) if whole or is_first_process() else None
-    if student is not None:
-        _prove(student, config)
-    if not whole:
-        del student
+    if sharded and not config.lora_rank and not config.student_layers:
+        if is_first_process():
+            _prove(_loaded(config, frozen_dtype), config)
         student = _loaded(config, frozen_dtype, torch.device("meta"))
         head_of(student)
-    assert student is not None
+    else:
+        student = _loaded(config, frozen_dtype)
+        _prove(student, config)
     return student
 
 
-def _loaded(config: ModelConfig, frozen_dtype: torch.dtype, device: torch.device | None) -> nn.Module:
+def _loaded(config: ModelConfig, frozen_dtype: torch.dtype, device: torch.device | None = None) -> nn.Module:
     dtype = frozen_dtype if config.lora_rank else torch.float32
     model = load_model(config.student, dtype, config.student_layers, config.trust_remote_code, device)
     for parameter in idle_parameters(model).values():
