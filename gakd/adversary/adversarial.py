@@ -124,12 +124,17 @@ class Adversarial(nn.Module, Term):
         back by itself, and the graph of one penalty, the largest thing a step holds, is gone before the next is built.
         """
         with torch.no_grad():
-            scores = _Scores(score(real_BTR), score(fake_BTR))
-        losses_B, slopes = self._losses_and_slopes(scores, weights_B)
+            real_B = score(real_BTR)
         real, fake = real_BTR.detach().requires_grad_(), fake_BTR.detach().requires_grad_()
-        penalties = self.game.penalties
-        of_real_B, _ = self._send_back(real, score(real), slopes.real_B, weights_B, penalties.get("real"))
-        of_fake_B, gradient_BTR = self._send_back(fake, score(fake), slopes.fake_B, weights_B, penalties.get("fake"))
+        fake_B, penalties = score(fake), self.game.penalties
+        scores = _Scores(real_B, fake_B.detach())
+        losses_B, slopes = self._losses_and_slopes(scores, weights_B)
+        gradient_BTR = _gradient(fake_B, fake, "fake" in penalties)
+        of_fake_B = self._send_back(fake_B, slopes.fake_B, weights_B, gradient_BTR, penalties.get("fake"))
+        gradient_BTR = gradient_BTR.detach()  # lets go of the graph
+        live_B = score(real)
+        of_points = _gradient(live_B, real, True) if "real" in penalties else None
+        of_real_B = self._send_back(live_B, slopes.real_B, weights_B, of_points, penalties.get("real"))
         penalty_B = of_real_B + of_fake_B + self._between(real, fake, score, weights_B)
         _bring_home((real_BTR, fake_BTR), (real.grad, fake.grad))
         return _Played(scores, gradient_BTR, _statistics(scores, losses_B, penalty_B))
@@ -137,19 +142,24 @@ class Adversarial(nn.Module, Term):
     def _both_at_once(self, real_BTR: Tensor, fake_BTR: Tensor, score: Score, weights_B: Tensor) -> _Played:
         """The same in one pass over both points, of half the kernels, with both penalties' graphs in memory."""
         both_2BTR = torch.cat([real_BTR, fake_BTR]).detach().requires_grad_()
-        score_2B = score(both_2BTR)
+        score_2B, penalties = score(both_2BTR), self.game.penalties
         scores = _Scores(*score_2B.detach().chunk(2))
         losses_B, slopes = self._losses_and_slopes(scores, weights_B)
-        slope_2B, penalties = torch.cat(slopes), self.game.penalties
-        penalty_2B, gradient_2BTR = self._send_back(
-            both_2BTR, score_2B, slope_2B, weights_B.repeat(2), penalties.get("real"), penalties.get("fake")
+        gradient_2BTR = _gradient(score_2B, both_2BTR, not penalties.keys().isdisjoint(("real", "fake")))
+        penalty_2B = self._send_back(
+            score_2B,
+            torch.cat(slopes),
+            weights_B.repeat(2),
+            gradient_2BTR,
+            penalties.get("real"),
+            penalties.get("fake"),
         )
         of_real_B, of_fake_B = penalty_2B.chunk(2)
         real, fake = both_2BTR.chunk(2)
         penalty_B = of_real_B + of_fake_B + self._between(real, fake, score, weights_B)
         assert both_2BTR.grad is not None
         _bring_home((real_BTR, fake_BTR), both_2BTR.grad.chunk(2))
-        return _Played(scores, gradient_2BTR.chunk(2)[1], _statistics(scores, losses_B, penalty_B))
+        return _Played(scores, gradient_2BTR.detach().chunk(2)[1], _statistics(scores, losses_B, penalty_B))
 
     def _losses_and_slopes(self, scores: _Scores, weights_B: Tensor) -> tuple[Tensor, _Scores]:
         """The discriminator's losses `[B]`, and the gradient of their weighted sum at each point's scores."""
@@ -164,20 +174,24 @@ class Adversarial(nn.Module, Term):
             return torch.zeros_like(weights_B)
         # Readouts are linear, so what they give may be interpolated in place of what they read.
         between_BTR = torch.lerp(fake_BTR, real_BTR, torch.rand_like(weights_B).view(-1, 1, 1))
-        return self._send_back(between_BTR, score(between_BTR), torch.zeros_like(weights_B), weights_B, penalty)[0]
+        score_B = score(between_BTR)
+        gradient_BTR = _gradient(score_B, between_BTR, True)
+        return self._send_back(score_B, torch.zeros_like(weights_B), weights_B, gradient_BTR, penalty)
 
     def _send_back(
-        self, points_PTR: Tensor, score_P: Tensor, slope_P: Tensor, weights_P: Tensor, *penalties: Penalty | None
-    ) -> tuple[Tensor, Tensor]:
-        """Adds the gradient of the scores of some points, and of their penalties.
+        self,
+        score_P: Tensor,
+        slope_P: Tensor,
+        weights_P: Tensor,
+        gradient_PTR: Tensor | None,
+        *penalties: Penalty | None,
+    ) -> Tensor:
+        """Adds the gradient of the scores of some points, and of their penalties, which are returned `[P]`.
 
-        Each penalty is of an equal share of the points, in their order. Returned are the penalties `[P]`, and each score's
-        gradient at its point `[P, T, R]`.
+        Each penalty is of an equal share of the points, in their order, and of each score's gradient at its point.
         """
         loss, penalty_P = (score_P * slope_P).sum(), torch.zeros_like(slope_P)
-        penalised = any(penalty is not None for penalty in penalties)
-        (gradient_PTR,) = torch.autograd.grad(score_P.sum(), points_PTR, retain_graph=True, create_graph=penalised)
-        if penalised:
+        if gradient_PTR is not None and any(penalty is not None for penalty in penalties):
             norms = self.readout.squared_norm(gradient_PTR).chunk(len(penalties))
             penalty_P = torch.cat(
                 [
@@ -187,7 +201,7 @@ class Adversarial(nn.Module, Term):
             )
             loss = loss + (penalty_P * weights_P).sum()
         loss.backward()
-        return penalty_P.detach(), gradient_PTR.detach()
+        return penalty_P.detach()
 
     def flush(self) -> None:
         """Bring the step's gradients home to the readout's parameters; call before the discriminator's optimizer steps."""
@@ -195,6 +209,12 @@ class Adversarial(nn.Module, Term):
             inside(self._student[0], self.readout.flush)
         else:
             self.readout.flush()
+
+
+def _gradient(score_P: Tensor, points_PTR: Tensor, penalised: bool) -> Tensor:
+    """Of each score at its point, with a graph where it is to be differentiated again."""
+    (gradient_PTR,) = torch.autograd.grad(score_P.sum(), points_PTR, retain_graph=True, create_graph=penalised)
+    return gradient_PTR
 
 
 class _KnownScore(torch.autograd.Function):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from torch import Tensor
-from transformers import Qwen3Config, Qwen3Model
+from transformers import GPT2Config, GPT2Model
 
 from gakd import (
     Adversarial,
@@ -52,11 +52,12 @@ def hidden_readout(vocab_size: int, width: int) -> HiddenReadout:
 
 
 def language_model(width: int) -> LMDiscriminator:
-    config = Qwen3Config(
-        vocab_size=11, hidden_size=8, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=1, head_dim=4, attn_implementation="eager",
+    """Of a kind that computes in its weights' dtype throughout: others have norms in fp32, whatever the rest."""
+    config = GPT2Config(
+        vocab_size=11, n_positions=16, n_embd=8, n_layer=2, n_head=2, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0,
+        attn_implementation="eager",
     )  # fmt: skip
-    return LMDiscriminator(Qwen3Model(config), width)
+    return LMDiscriminator(GPT2Model(config), width)
 
 
 DISCRIMINATORS = {
@@ -185,6 +186,14 @@ def test_both_players_gradients_equal_the_direct_ones(discriminator, readout, ca
     torch.testing.assert_close(found.discriminators, expected.discriminators, rtol=1e-9, atol=1e-14)
 
 
+def test_a_micro_batch_runs_the_discriminator_no_more_often_than_it_must(pace):
+    """One after the other the teacher's side twice: its score comes first, its graph when the student's is gone."""
+    adversarial, runs = player(), []
+    adversarial.discriminator.register_forward_hook(lambda *_: runs.append(torch.is_grad_enabled()))
+    play(adversarial, *material()).loss.backward()
+    assert runs == ([True] if adversarial._waits_for_launches(torch.empty(0)) else [False, True, True])
+
+
 @pytest.mark.parametrize("discriminator", DISCRIMINATORS)
 @pytest.mark.parametrize("game", [NonSaturatingGAN, HingeGAN])
 @pytest.mark.parametrize("readout", READOUTS)
@@ -193,9 +202,7 @@ def test_every_game_discriminator_and_readout_together(discriminator, game, read
     adversarial.game = game(r1=2.0, r2=7.0)
     found, expected = both_ways(adversarial, {"bias": True})
     torch.testing.assert_close(found.loss, expected.loss)
-    # Norms and rotations of a language model are in fp32, and a gradient that is differentiated again rounds in other places.
-    rtol, atol = (1e-4, 1e-7) if discriminator == "language_model" else (1e-10, 1e-14)
-    torch.testing.assert_close(found.students, expected.students, rtol=rtol, atol=atol)
+    torch.testing.assert_close(found.students, expected.students, rtol=1e-10, atol=1e-14)
     torch.testing.assert_close(found.discriminators, expected.discriminators, rtol=1e-9, atol=1e-14)
 
 
