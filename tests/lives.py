@@ -15,10 +15,10 @@ Moment = Literal["while it starts", "while it trains", "while it saves", "while 
 TOO_LATE = "too late"
 
 
-def killed(server, recipe: str, flags: list[str], output: Path, moments: Sequence[Moment], pace: float, draw: random.Random,
+def killed(recipe: str, flags: list[str], output: Path, moments: Sequence[Moment], pace: float, draw: random.Random,
            processes: int = 1) -> list[str]:  # fmt: skip
     """A life for each moment, ended at it; returns them, each as it was or as `too late`."""
-    return [_kill(start(server, recipe, flags, processes), output, moment, pace, draw) for moment in moments]
+    return [_kill(start(recipe, flags, processes), output, moment, pace, draw) for moment in moments]
 
 
 def _kill(lives: list[BaseProcess], output: Path, moment: Moment, pace: float, draw: random.Random) -> str:

@@ -23,8 +23,7 @@ from tests.recipe_runs import run_here
 _IMPORTED = ["tests.recipe_runs", "gakd.evaluation", "gakd.run.training", "gakd.samplers.replay", "gakd.teachers"]
 
 
-def forkserver():
-    """The context whose processes they are."""
+def _forkserver():
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(_IMPORTED)
     return context
@@ -32,7 +31,7 @@ def forkserver():
 
 def two(function: Callable[..., Any], *arguments: Any) -> None:
     """`function(rank, *arguments)` on each of two; both must end well. It stands in a module, since processes import it."""
-    forkserver()
+    _forkserver()
     torch.multiprocessing.start_processes(  # type: ignore[attr-defined]
         _one_thread, (function, arguments), nprocs=2, start_method="forkserver"
     )
@@ -61,14 +60,12 @@ def _joined(rank: int, function: Callable[[int, Path], Any], folder: Path) -> No
 # ---- recipes ----
 
 
-def start(
-    server, recipe: str, flags: list[str], processes: int = 1, printed: str = os.devnull
-) -> list[BaseProcess]:  # fmt: skip
+def start(recipe: str, flags: list[str], processes: int = 1, printed: str = os.devnull) -> list[BaseProcess]:
     """One run: as many processes as a launcher would start, with the variables that it would set."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    ranks = []
+    server, ranks = _forkserver(), []
     for rank in range(processes):
         environment = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "passive"}
         if processes > 1:
@@ -87,7 +84,7 @@ def finish(ranks: list[BaseProcess]) -> list[int | None]:
 
 def run_on_two(recipe: str, flags: list[str], printed: Path) -> str:
     """A recipe on two processes, as torchrun would start them, until both end well; what they printed."""
-    statuses = finish(start(forkserver(), recipe, [*flags, "--devices", "2"], 2, str(printed)))
+    statuses = finish(start(recipe, [*flags, "--devices", "2"], 2, str(printed)))
     said = printed.read_text()
     assert statuses == [0, 0], said[-3000:]
     return said

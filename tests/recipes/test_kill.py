@@ -14,7 +14,7 @@ import pytest
 
 from tests import reliability
 from tests.lives import TOO_LATE, Moment, killed
-from tests.processes import finish, forkserver, start
+from tests.processes import finish, start
 from tests.recipe_runs import arguments, assert_identical, make_material
 from tests.recipe_table import RECIPES
 from tests.recipes.test_cached import cache_arguments
@@ -51,13 +51,8 @@ def material(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def server():
-    return forkserver()
-
-
 @pytest.mark.parametrize("name", CASES)
-def test_a_run_that_was_killed_has_the_bits_of_one_that_was_not(server, material, tmp_path, name):
+def test_a_run_that_was_killed_has_the_bits_of_one_that_was_not(material, tmp_path, name):
     case = CASES[name]
     straight, broken = tmp_path / "straight", tmp_path / "broken"
     own = [str(material / "cache") if flag == "CACHE" else flag for flag in case.flags]
@@ -73,16 +68,16 @@ def test_a_run_that_was_killed_has_the_bits_of_one_that_was_not(server, material
         *own,
     ]
     whole = arguments(material, straight, *flags, recipe=case.recipe)
-    assert finish(start(server, case.recipe, whole, case.processes)) == [0] * case.processes
+    assert finish(start(case.recipe, whole, case.processes)) == [0] * case.processes
     began, ended = (straight / place for place in ("before.json", f"checkpoints/step-{case.steps}"))
     pace = (ended.stat().st_mtime - began.stat().st_mtime) / case.steps
     draw = random.Random(name)
     resumed = arguments(material, broken, *flags, "--resume", recipe=case.recipe)
-    deaths = killed(server, case.recipe, resumed, broken, case.moments, pace, draw, case.processes)
+    deaths = killed(case.recipe, resumed, broken, case.moments, pace, draw, case.processes)
     assert deaths.count(TOO_LATE) <= max(1, len(case.moments) // 4), (
         deaths
     )  # on a busy machine one may come after the end
-    assert finish(start(server, case.recipe, resumed, case.processes)) == [0] * case.processes
+    assert finish(start(case.recipe, resumed, case.processes)) == [0] * case.processes
     assert_identical(broken, straight)
     left = [*broken.glob("checkpoints/*.tmp"), *broken.glob("checkpoints/*.old"), *broken.glob(".student-*")]
     assert left == []
