@@ -62,8 +62,13 @@ def prove_again(model: nn.Module, head: Head) -> None:
 
     `head` is the whole one. Every rank asks.
     """
+    check_taken(model, prove_head(base_of(model), head))
+
+
+def check_taken(model: nn.Module, found: LogitShape) -> None:
+    """ModelError where what was found of a whole model is not what it was taken to be by its first layers."""
     base = base_of(model)
-    found, taken = prove_head(base, head), getattr(base, _PROVEN, None)
+    taken = getattr(base, _PROVEN, None)
     if found != taken:
         raise ModelError(
             f"{type(base).__name__} has other logits than its first layers with its head gave: {found}, expected {taken}"

@@ -26,7 +26,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 from gakd.machine import is_first_process
 from gakd.models.chat_templates import check_template
 from gakd.models.errors import ModelError
-from gakd.models.heads import head_of
+from gakd.models.heads import check_taken, head_of
 from gakd.models.lora import ALL_LINEAR, add_lora, lora_text
 from gakd.models.names import existing_folder
 from gakd.models.parts import idle_parameters
@@ -35,6 +35,7 @@ from gakd.models.pruning import prune_layers
 from gakd.models.reading import read, read_weights
 from gakd.models.reading_in_parts import Unreadable, read_in_parts
 from gakd.models.rehearsal import prove_student
+from gakd.types import LogitShape
 
 
 @dataclass
@@ -76,10 +77,11 @@ def load_student(config: ModelConfig, frozen_dtype: torch.dtype = torch.float32,
     as a teacher is (`load_model`). The first process alone has it whole for the proof, and lets go of it.
     """
     if sharded and not config.lora_rank and not config.student_layers:
-        if is_first_process():
-            _prove(_loaded(config, frozen_dtype), config)
+        shape = _prove(_loaded(config, frozen_dtype), config) if is_first_process() else None
         student = _loaded(config, frozen_dtype, torch.device("meta"))
         head_of(student)
+        if shape is not None:
+            check_taken(student, shape)
     else:
         student = _loaded(config, frozen_dtype)
         _prove(student, config)
@@ -101,12 +103,13 @@ def _loaded(config: ModelConfig, frozen_dtype: torch.dtype, device: torch.device
     return student
 
 
-def _prove(student: nn.Module, config: ModelConfig) -> None:
-    head_of(student)
+def _prove(student: nn.Module, config: ModelConfig) -> LogitShape:
+    shape = head_of(student).shape
     if is_first_process():
         prove_student(student)
         if config.lora_rank:
             print(lora_text(student), flush=True)
+    return shape
 
 
 def checkpoint_activations(model: PreTrainedModel, preserve_rng_state: bool = True) -> None:

@@ -13,11 +13,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from gakd.models import ModelError, head_of, load_model
+from gakd.models import ModelConfig, ModelError, head_of, load_model, load_student
 from gakd.models.fingerprints import frozen_mark
 from gakd.models.loading import config_of, kind_of
 from gakd.models.reading_in_parts import read_in_parts
 from gakd.models.streaming import fill, left_of
+from gakd.types import LogitShape
 from tests.architectures import ARCHITECTURES, tiny_model
 from tests.models.streaming_ranks import one_rank
 from tests.processes import two
@@ -77,6 +78,15 @@ def test_a_model_read_in_parts_is_the_one_read_whole(name, dtype, tmp_path, caps
     assert left_of(model) is None
     assert_same(model, load_model(str(tmp_path), dtype))  # a forward changes a buffer of some
     assert model.generation_config.to_dict() == whole.generation_config.to_dict()
+
+
+def test_a_student_whose_first_layers_say_something_else_than_all_is_refused(tmp_path, monkeypatch):
+    tiny_model("Qwen3").save_pretrained(tmp_path)
+    student = load_student(ModelConfig(str(tmp_path), lora_rank=0), sharded=True)
+    assert left_of(student) is not None
+    monkeypatch.setattr("gakd.models.heads._proven", lambda base, head: LogitShape(1.0 + base.config.num_hidden_layers))
+    with pytest.raises(ModelError, match=r"other logits than its first layers with its head gave: LogitShape\(scale=5"):
+        load_student(ModelConfig(str(tmp_path), lora_rank=0), sharded=True)
 
 
 def test_weights_go_to_their_device_one_by_one(tmp_path):
