@@ -24,7 +24,8 @@ from gakd.models.lora import base_of, linear_layers
 from gakd.models.parts import backbone_of, decoder_layers, idle_parameters
 from gakd.models.rehearsal import prove_student
 from gakd.objective import Counts
-from gakd.samplers.generation import Sampling, generate
+from gakd.samplers.config import Sampling
+from gakd.samplers.generation import generate
 from gakd.samplers.writing import writing_of
 from tests.architectures import ARCHITECTURES, ASKS_FOR_VALUES, tiny_model
 from tests.recipe_table import ROOT

@@ -9,5 +9,11 @@ from gakd.lazy import lazily
 
 if TYPE_CHECKING:
     from gakd.cli.entry import parse, run, start
+    from gakd.data.config import DataConfig
+    from gakd.evaluation.config import EvaluationConfig
+    from gakd.models.config import ModelConfig
+    from gakd.run.config import RunConfig
+    from gakd.samplers.config import Sampling, TeacherTextConfig
+    from gakd.samplers.endpoint_config import EndpointConfig
 
 __getattr__, __dir__, __all__ = lazily(__name__, __file__)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gakd.data import DataConfig
-from gakd.evaluation import EvaluationConfig
-from gakd.models.loading import ModelConfig
-from gakd.run.training import RunConfig
-from gakd.samplers.teacher_text import TeacherTextConfig
+from gakd.data.config import DataConfig
+from gakd.evaluation.config import EvaluationConfig
+from gakd.models.config import ModelConfig
+from gakd.run.config import RunConfig
+from gakd.samplers.config import TeacherTextConfig
 
 MODELS = ModelConfig(
     student="SmolLM2-135M-Instruct", teacher="SmolLM2-135M-Instruct", student_layers=(10,), lora_rank=0

@@ -20,7 +20,7 @@ from packaging.version import Version
 from rich.console import Console
 from rich.table import Table
 
-from gakd.data.load import DataConfig
+from gakd.data.config import DataConfig
 from gakd.errors import InputError
 from gakd.files import cache_dir
 from gakd.machine import memory

@@ -16,8 +16,9 @@ from typing import NamedTuple
 from tokenizers import Tokenizer
 from transformers import PreTrainedTokenizerBase
 
+from gakd.data.config import DataConfig
 from gakd.data.examples import Encoder, Example
-from gakd.data.load import DataConfig, encoder_of
+from gakd.data.load import encoder_of
 from gakd.data.rows import DataError
 from gakd.data.templates import Turn
 from gakd.data.tokens import TurnIds

@@ -9,19 +9,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import compress, pairwise
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from gakd.data.config import Template, Thinking, TrainOn
 from gakd.data.prompts import plain_prompt, plain_turn
 from gakd.data.rows import DataError, Row
-from gakd.data.templates import ChatTemplate, Template, Turn
-from gakd.data.thoughts import Thinking
+from gakd.data.templates import ChatTemplate, Turn
 from gakd.data.tokens import TurnIds, TurnTokens
 from gakd.models.fingerprints import text_digest
-
-TrainOn = Literal["last", "all"]
 
 
 class Example(NamedTuple):

@@ -3,55 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
 from gakd.data.columns import parse_columns
+from gakd.data.config import DataConfig
 from gakd.data.counts import counts
 from gakd.data.encoded import Examples, Reading, encoded_table, examples_mark
-from gakd.data.examples import Encoder, Example, TrainOn
+from gakd.data.examples import Encoder, Example
 from gakd.data.marks import encoder_marks
 from gakd.data.records import open_records
 from gakd.data.rows import DataError
 from gakd.data.splits import SPLITS, Split
 from gakd.data.summary import UNANSWERED, Summary, cut_line, report_left_out, summary_of
-from gakd.data.templates import Template
-from gakd.data.thoughts import Thinking
 from gakd.machine import is_first_process
-
-
-@dataclass
-class DataConfig:
-    """Which text, and how it is set."""
-
-    dataset: str = "dolly"
-    """docstrings, dolly, self-inst, vicuna, sinst, uinst, a file, a folder, a glob, or a hub id: docs/data.md lists them."""
-    train_split: str | None = None
-    """Name of the split of a folder or a hub id that is trained on, if not train."""
-    valid_dataset: str | None = None
-    """Where the validation split comes from, if from elsewhere."""
-    test_dataset: str | None = None
-    """Where the test split comes from, if from elsewhere."""
-    columns: str | None = None
-    """Other names of keys: prompt=question,response=solution."""
-    max_rows: int | None = None
-    """Read the first so many rows of a source alone; a hub id's other rows are not downloaded."""
-    template: Template = "chat"
-    """The tokenizer's chat template, the paper's Alpaca-style text, or none: prompt and response as plain text. [alpaca]"""
-    thinking: Thinking = "auto"
-    """Thoughts (<think>, reasoning_content): auto, where a response has one; on or off, for all. off leaves them out."""
-    train_on: TrainOn = "last"
-    """The assistant's last turn, or all of its turns; those of weight 0 never."""
-    date: str | None = None
-    """The date that a template sets, such as 2026-11-30; None: of the day a run is begun, which it keeps."""
-    max_length: int = 512
-    """Tokens of prompt and response together; longer responses are cut. [512]"""
-    max_prompt_length: int = 256
-    """Tokens of a prompt; rows with longer ones are left out and counted. [256]"""
-    skip_bad_rows: bool = False
-    """Leave malformed rows out and report how many, instead of stopping at the first."""
 
 
 class Data(NamedTuple):

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from transformers import PreTrainedTokenizerBase
 
+from gakd.data.config import Template, Thinking
 from gakd.data.rows import DataError, Row, conversation
-from gakd.data.templates import ChatTemplate, Template, Turn
-from gakd.data.thoughts import Thinking
+from gakd.data.templates import ChatTemplate, Turn
 
 # MiniLLM's text, which the paper's release takes over.
 ALPACA = (

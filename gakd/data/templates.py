@@ -9,16 +9,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from gakd.data.config import Thinking
 from gakd.data.frames import Frame, asked_like, learned_call_end, learned_frame, learned_tags, lost_part, parted
 from gakd.data.rendering import Renderer, Style, named, short, styles_of
 from gakd.data.rows import DataError, Message, Row, conversation, response_message
-from gakd.data.thoughts import Tags, Thinking, as_fields, has_thought, without_thought
-
-Template = Literal["chat", "alpaca", "none"]
+from gakd.data.thoughts import Tags, as_fields, has_thought, without_thought
 
 
 class Turn(NamedTuple):

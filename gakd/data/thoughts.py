@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from gakd.data.rows import Message
-
-Thinking = Literal["auto", "on", "off"]
 
 _THOUGHT = re.compile(r"\s*<think>(.*?)</think>(.*)", re.DOTALL)
 _TAG = re.compile(r"<[^<>\s]+>|\[/?[A-Z_]+\]")

@@ -8,9 +8,10 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from gakd.data import Example
-from gakd.evaluation.evaluate import Evaluation, evaluate
+from gakd.evaluation.evaluation import Evaluation, evaluate
 from gakd.evaluation.teacher_metrics import teacher_outputs
-from gakd.samplers.generation import Sampling, padding_id
+from gakd.samplers.config import Sampling
+from gakd.samplers.generation import padding_id
 
 
 def evaluate_checkpoints(

@@ -12,7 +12,7 @@ from typing import Any
 from datasets import Dataset
 
 from gakd.data import DataConfig, Split, render
-from gakd.data.prompts import Template
+from gakd.data.config import Template
 from gakd.evaluation.suites import load_suite
 from gakd.evaluation.text_metrics import exact_match, rouge_l
 from gakd.models.loading import load_tokenizer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from gakd.data import Data, Example, spread
 from gakd.data.ends import end_ids
-from gakd.evaluation.evaluate import Evaluation, evaluate
+from gakd.evaluation.config import EvaluationConfig
+from gakd.evaluation.evaluation import Evaluation, evaluate
 from gakd.evaluation.plots import plot_metrics
 from gakd.evaluation.report import comparison_table, completions_table
 from gakd.evaluation.teacher_metrics import (
@@ -32,32 +33,13 @@ from gakd.models.mode import device_of
 from gakd.models.sharding import is_sharded
 from gakd.run.measuring import as_measured
 from gakd.run.ranks import Ranks, all_ranks
-from gakd.samplers.generation import Sampling, decode, generate
+from gakd.samplers.config import Sampling
+from gakd.samplers.generation import decode, generate
 from gakd.teachers.cached import CachedTeacher
 from gakd.teachers.local import LocalTeacher
 from gakd.types import TeacherOutput
 
 SHOWN_COMPLETIONS = 3
-
-
-@dataclass
-class EvaluationConfig:
-    """What is measured on held-out text; every measure of generated text is a sampled one."""
-
-    examples: int = 256
-    """Held-out examples of which the divergences to the teacher are taken, validation and test alike."""
-    text_examples: int = 128
-    """Test examples to which responses are generated and scored."""
-    valid_text_examples: int = 32
-    """Validation examples to which responses are generated, for the ROUGE-L by which a checkpoint is the best; 0: none."""
-    max_new_tokens: int = 256
-    """Tokens after which a generated response is cut. [256]"""
-    temperature: float = 1.0
-    """Sampling temperature; 0 is greedy. [1]"""
-    sampling_seed: int = 10
-    """Seed of the sampled responses. [10]"""
-    evaluation_batch_size: int = 16
-    """Sequences per forward when evaluating."""
 
 
 class HeldOut:

@@ -10,7 +10,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from gakd.evaluation.evaluate import Evaluation
+from gakd.evaluation.evaluation import Evaluation
 from gakd.evaluation.suite_results import SuiteResults
 from gakd.evaluation.suites import Score
 

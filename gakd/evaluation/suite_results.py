@@ -10,7 +10,7 @@ from typing import Any
 
 from gakd.data import Example
 from gakd.errors import InputError
-from gakd.evaluation.evaluate import Evaluation
+from gakd.evaluation.evaluation import Evaluation
 from gakd.evaluation.suites import SuiteScores, is_long, suite_scores
 from gakd.files import write_json
 from gakd.models.fingerprints import model_files, text_digest

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from gakd.data import DataConfig, Example, Split
 from gakd.data.load import encoder_of, load_source
 from gakd.errors import InputError
-from gakd.evaluation.evaluate import Evaluation
+from gakd.evaluation.evaluation import Evaluation
 
 _LABELLED = re.compile(r"([\w.-]+)=(.*)")
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from gakd.lazy import lazily
 
 if TYPE_CHECKING:
+    from gakd.models.config import ModelConfig
     from gakd.models.errors import ModelError
     from gakd.models.export import write_folder
     from gakd.models.fingerprints import model_files, tokenizer_fingerprint
     from gakd.models.heads import head_of, hidden_rows
     from gakd.models.loading import (
-        ModelConfig,
         check_tokenizers,
         load_backbone,
         load_model,

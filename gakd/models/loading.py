@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,9 +23,10 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from gakd.machine import is_first_process
 from gakd.models.chat_templates import check_template
+from gakd.models.config import ModelConfig
 from gakd.models.errors import ModelError
 from gakd.models.heads import check_taken, head_of
-from gakd.models.lora import ALL_LINEAR, add_lora, lora_text
+from gakd.models.lora import add_lora, lora_text
 from gakd.models.names import existing_folder
 from gakd.models.parts import idle_parameters
 from gakd.models.precision import keep_stream_single
@@ -36,34 +35,6 @@ from gakd.models.reading import read, read_weights
 from gakd.models.reading_in_parts import Unreadable, read_in_parts
 from gakd.models.rehearsal import prove_student
 from gakd.types import LogitShape
-
-
-@dataclass
-class ModelConfig:
-    """Who learns from whom."""
-
-    student: str = "Qwen3-0.6B"
-    """The student: a folder, a hub id or a name such as Qwen3-0.6B; usually fine-tuned by baselines/sft.py first."""
-    teacher: str | None = "Qwen3-8B"
-    """The teacher, of the same tokenizer (uld.py: any); None, where a recipe can do without, leaves out the comparison."""
-    teacher_cache: Path | None = None
-    """Folder that tools/cache_teacher.py made of --teacher and this data: trains without loading the teacher."""
-    student_layers: tuple[int, ...] = ()
-    """Decoder layers of the student to keep: one number keeps that many, evenly spaced; several are indices. None: all."""
-    lora_rank: int = 16
-    """Rank of the student's LoRA; 0 trains all weights. [16]"""
-    lora_alpha: int = 32
-    """Scale of LoRA's update: it is multiplied by alpha / rank. [32]"""
-    lora_dropout: float = 0.1
-    """Dropout of LoRA's inputs, 0 to 1. [0.1]"""
-    lora_targets: tuple[str, ...] = (ALL_LINEAR,)
-    """Linear layers with LoRA: all-linear (but the head), paper (its seven), or names such as q_proj v_proj. [paper]"""
-    router_balance_weight: float | None = None
-    """Weight of the load balancing of a mixture-of-experts student's routers, per sequence. None: its configuration's, if any."""
-    activation_checkpointing: bool = False
-    """Keep only the student's layer inputs and recompute the rest in the backward: less memory, about a third more time."""
-    trust_remote_code: bool = False
-    """Run Python code that comes with a model's files. It can do anything on this machine: read it first."""
 
 
 def load_student(config: ModelConfig, frozen_dtype: torch.dtype = torch.float32, sharded: bool = False) -> nn.Module:

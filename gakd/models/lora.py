@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from gakd.models.config import ALL_LINEAR
 from gakd.models.errors import ModelError
 from gakd.models.mode import evaluating
 from gakd.models.parts import backbone_of
@@ -15,7 +16,7 @@ from gakd.models.parts import backbone_of
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-ALL_LINEAR, PAPER = "all-linear", "paper"
+PAPER = "paper"
 _PAPER_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 

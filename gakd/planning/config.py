@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from gakd.flags import COUNT, POSITIVE, Bound
-from gakd.models.lora import ALL_LINEAR
+from gakd.models.config import ALL_LINEAR
 from gakd.planning.footprint import Shape
 
 GB = 10**9

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from torch import nn
 from transformers import PreTrainedModel
 
-from gakd.models.lora import ALL_LINEAR, add_lora, is_target
+from gakd.models.config import ALL_LINEAR
+from gakd.models.lora import add_lora, is_target
 from gakd.models.parts import experts_per_token, idle_parameters
 from gakd.planning.layers import Kind, layers_of
 from gakd.planning.probe import Probe, linear_places

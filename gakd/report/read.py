@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gakd.evaluation.evaluate import Evaluation
+from gakd.evaluation.evaluation import Evaluation
 from gakd.evaluation.plots import VALID, Series, read_series
 
 _HOUSEKEEPING = {

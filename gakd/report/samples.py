@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from gakd.evaluation.evaluate import Evaluation
+from gakd.evaluation.evaluation import Evaluation
 from gakd.report.groups import Group
 from gakd.report.read import Prompt, RunData
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from gakd.evaluation.evaluate import Evaluation
+from gakd.evaluation.evaluation import Evaluation
 from gakd.evaluation.report import METRICS, Metric, rounded
 from gakd.report.groups import Group, column_series, settings
 from gakd.report.read import RunData

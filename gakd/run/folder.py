@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 
 from lightning_fabric import Fabric
 
+from gakd.data.config import DataConfig
 from gakd.data.dates import fixed_date
-from gakd.data.load import DataConfig
 from gakd.errors import InputError
 from gakd.files import hold, read_json, write_json
+from gakd.models.config import ModelConfig
 from gakd.models.export import clear_killed
-from gakd.models.loading import ModelConfig
 from gakd.run.config import RunConfig, learning_rate_at, total_steps
 from gakd.teachers.cache import MANIFEST
 

@@ -11,14 +11,15 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from gakd.data import DataConfig, Row
+from gakd.data.config import Template
 from gakd.data.examples import encode_prompts
 from gakd.data.rows import DataError
-from gakd.data.templates import Template
 from gakd.errors import InputError
 from gakd.flags import flags_of
 from gakd.logging.loggers import check_installed
 from gakd.machine import is_first_process, memory
-from gakd.models.loading import ModelConfig, load_tokenizer, window_of
+from gakd.models.config import ModelConfig
+from gakd.models.loading import load_tokenizer, window_of
 from gakd.planning.config import GB, PlanConfig
 from gakd.planning.estimate import largest_micro_batch, plan
 from gakd.run.bounds import check_flags

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
+from gakd.data.config import Template
 from gakd.data.ends import configured_ends, end_of_text, template_ends
-from gakd.data.templates import Template
-from gakd.models.loading import ModelConfig, vocabulary_of
+from gakd.models.config import ModelConfig
+from gakd.models.loading import vocabulary_of
 from gakd.models.names import resolve
 
 

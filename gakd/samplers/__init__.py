@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 from gakd.lazy import lazily
 
 if TYPE_CHECKING:
+    from gakd.samplers.config import Sampling, TeacherTextConfig
     from gakd.samplers.endpoint import EndpointTeacher, response_records
     from gakd.samplers.endpoint_config import EndpointConfig
-    from gakd.samplers.generation import Generation, Sampling, decode, generate, padding_id
+    from gakd.samplers.generation import Generation, decode, generate, padding_id
     from gakd.samplers.mixture import Mixture
     from gakd.samplers.model import ModelSampler
     from gakd.samplers.protocol import Sample, Sampler, UntilEnd, dataset_sampler, resample, samples_of
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
         with_advantages,
         with_rows,
     )
-    from gakd.samplers.teacher_text import TeacherTextConfig, teacher_examples, write_responses
+    from gakd.samplers.teacher_text import teacher_examples, write_responses
     from gakd.samplers.two_models import SpeculativeSampler, TeacherMixedSampler
     from gakd.samplers.vllm import VllmSampler, VllmServer
 

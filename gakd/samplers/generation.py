@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -19,30 +17,10 @@ from gakd.models.mode import device_of, evaluating
 from gakd.models.sharding import is_sharded
 from gakd.run.ranks import ALONE, Ranks
 from gakd.samplers import static_cache
+from gakd.samplers.config import Sampling
 from gakd.samplers.copies import writing
 from gakd.samplers.one_batch import batch_seed, write_batch
 from gakd.samplers.writing import batches, writing_of
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How responses are drawn; the defaults are the setting of MiniLLM's and GAKD's tables."""
-
-    max_new_tokens: int = 256
-    """Tokens after which a response is cut, its end included."""
-    temperature: float = 1.0
-    """Divides the logits; 0 takes the most probable token at each step (greedy)."""
-    top_p: float = 1.0
-    """Keeps the most probable tokens up to this probability mass; 1 keeps the whole vocabulary."""
-    seed: int = 10
-    """Of the sampling; MiniLLM averages over 10, 20, 30, 40 and 50."""
-
-    def __post_init__(self) -> None:
-        whole = isinstance(self.max_new_tokens, int) and self.max_new_tokens >= 1
-        if not (whole and 0 <= self.temperature < math.inf and 0 < self.top_p <= 1):
-            raise ValueError(
-                f"sampling needs a whole max_new_tokens >= 1, a finite temperature >= 0 and top_p in (0, 1], got {self}"
-            )
 
 
 class Generation(NamedTuple):

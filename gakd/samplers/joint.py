@@ -15,8 +15,9 @@ from gakd.models.mode import device_of, evaluating
 from gakd.models.sharding import is_cut
 from gakd.run.exchange import several
 from gakd.samplers.batch_size import largest_batch, longest
+from gakd.samplers.config import Sampling
 from gakd.samplers.copies import writing
-from gakd.samplers.generation import Sampling, check_prompts, padding_id
+from gakd.samplers.generation import check_prompts, padding_id
 from gakd.samplers.one_batch import batch_seed, left_padded, seeded
 from gakd.samplers.protocol import Sample
 from gakd.samplers.writing import batches, writing_of

@@ -10,7 +10,8 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from gakd.samplers.batch_size import largest_batch, longest
-from gakd.samplers.generation import Sampling, generate
+from gakd.samplers.config import Sampling
+from gakd.samplers.generation import generate
 from gakd.samplers.protocol import Sample
 from gakd.seeds import seed_of
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from torch import nn
@@ -18,23 +18,12 @@ from gakd.errors import InputError
 from gakd.logging.progress import ProgressView
 from gakd.models.streaming import with_weights
 from gakd.run.config import RunConfig
-from gakd.samplers.generation import Generation, Sampling, decode, generate
+from gakd.samplers.config import Sampling, TeacherTextConfig
+from gakd.samplers.generation import Generation, decode, generate
 from gakd.samplers.resumable import ResumableRows
 from gakd.seeds import seed_of
 from gakd.teachers.cached import CachedTeacher
 from gakd.teachers.local import LocalTeacher
-
-
-@dataclass
-class TeacherTextConfig:
-    """The responses that the teacher writes before training; an interrupted command goes on with them."""
-
-    teacher_temperature: float = 1.0
-    """Divides the teacher's logits when it writes; 1 is its own distribution, 0 its most probable token each time. [1]"""
-    teacher_max_new_tokens: int = 256
-    """Tokens after which the teacher's response is cut; a cut one trains without an end. [256]"""
-    generation_batch_size: int = 16
-    """Prompts per batch when the teacher writes: memory, speed, and what is drawn, since a batch shares its random numbers."""
 
 
 def teacher_examples(

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TopPLogitsWarper
 
 from gakd.data.ends import end_ids
-from gakd.samplers.generation import Sampling
+from gakd.samplers.config import Sampling
 from gakd.samplers.joint import Draw, roll_out
 from gakd.samplers.protocol import Sample
 from gakd.seeds import seed_of

@@ -28,9 +28,10 @@ from gakd.data.ends import end_ids
 from gakd.errors import InputError
 from gakd.models.export import write_folder
 from gakd.run.exchange import several
+from gakd.samplers.config import Sampling
 from gakd.samplers.endpoint_answers import judge
 from gakd.samplers.endpoint_config import EndpointConfig
-from gakd.samplers.generation import Sampling, check_prompts
+from gakd.samplers.generation import check_prompts
 from gakd.samplers.protocol import Sample
 from gakd.seeds import seed_of
 

@@ -18,7 +18,8 @@ from gakd.files import write_json
 from gakd.losses.divergences import CrossEntropy, ForwardKL, ReverseKL
 from gakd.losses.fused import token_values
 from gakd.models.loading import load_model, load_tokenizer
-from gakd.samplers.generation import Generation, Sampling, decode, generate, padding_id
+from gakd.samplers.config import Sampling
+from gakd.samplers.generation import Generation, decode, generate, padding_id
 from gakd.study.text_measures import BUCKETS, bucket_of, distinct_n, repetition
 from gakd.study.two_sample import two_sample_correct
 from gakd.study.world import World

@@ -20,8 +20,9 @@ from gakd.data.rows import record_of
 from gakd.data.splits import SPLITS
 from gakd.errors import InputError
 from gakd.files import write_json, write_whole
+from gakd.models.config import ModelConfig
 from gakd.models.export import write_folder
-from gakd.models.loading import ModelConfig, load_student
+from gakd.models.loading import load_student
 from gakd.samplers.generation import padding_id
 from gakd.study.settings import keep_to
 from gakd.teachers.loading import load_shared_tokenizer

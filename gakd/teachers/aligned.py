@@ -10,10 +10,11 @@ from transformers import PreTrainedTokenizerBase
 
 from gakd.data import Data, DataConfig, DataError, Example, collate
 from gakd.data.alignment import align
+from gakd.models.config import ModelConfig
 from gakd.models.errors import ModelError
 from gakd.models.fingerprints import frozen_mark
 from gakd.models.heads import head_of, hidden_rows
-from gakd.models.loading import ModelConfig, load_model, load_tokenizer
+from gakd.models.loading import load_model, load_tokenizer
 from gakd.types import Batch, Head, TeacherOutput
 
 

@@ -11,8 +11,9 @@ import torch
 
 from gakd.data import Data
 from gakd.data.encoded import keys_of
+from gakd.models.config import ModelConfig
 from gakd.models.fingerprints import model_files, text_digest, tokenizer_fingerprint
-from gakd.models.loading import ModelConfig, load_tokenizer
+from gakd.models.loading import load_tokenizer
 from gakd.models.names import local_folder
 from gakd.teachers.cache import CacheError, TeacherCache
 from gakd.types import Batch, TeacherOutput

@@ -8,9 +8,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from gakd.data import Data
+from gakd.models.config import ModelConfig
 from gakd.models.errors import ModelError
 from gakd.models.fingerprints import tokenizer_fingerprint
-from gakd.models.loading import ModelConfig, check_tokenizers, load_model, load_tokenizer
+from gakd.models.loading import check_tokenizers, load_model, load_tokenizer
 from gakd.teachers.cache import TeacherCache, read_manifest
 from gakd.teachers.cached import CachedTeacher, refuse_missing, refuse_stale
 from gakd.teachers.local import LocalTeacher

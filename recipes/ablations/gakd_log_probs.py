@@ -11,26 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import torch
-
-from gakd import (
-    Adversarial,
-    CrossEntropy,
-    Distiller,
-    LogProbReadout,
-    RelativisticGAN,
-    ReverseKL,
-    TransformerDiscriminator,
-    balanced,
-    ramp,
-    router_balance,
-)
-from gakd.cli import demo, start
-from gakd.data import DataConfig, load_data
-from gakd.evaluation import EvaluationConfig, HeldOut, conclude
-from gakd.models import ModelConfig, head_of, load_student
-from gakd.run import Run, RunConfig
-from gakd.teachers import load_shared_tokenizer, load_teacher
+from gakd.cli import DataConfig, EvaluationConfig, ModelConfig, RunConfig, demo, start
 
 
 @dataclass
@@ -73,7 +54,27 @@ DEMO = Config(
 )  # fmt: skip
 
 
-def main(config: Config) -> None:
+def main(config: Config) -> None:  # it imports what takes seconds, once the flags are read
+    import torch
+
+    from gakd import (
+        Adversarial,
+        CrossEntropy,
+        Distiller,
+        LogProbReadout,
+        RelativisticGAN,
+        ReverseKL,
+        TransformerDiscriminator,
+        balanced,
+        ramp,
+        router_balance,
+    )
+    from gakd.data import load_data
+    from gakd.evaluation import HeldOut, conclude
+    from gakd.models import head_of, load_student
+    from gakd.run import Run
+    from gakd.teachers import load_shared_tokenizer, load_teacher
+
     run = Run(config.run, config)
     with run.main_first():
         tokenizer = load_shared_tokenizer(config.models)

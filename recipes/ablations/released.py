@@ -22,17 +22,7 @@ In --help, [brackets] hold the release's values. Without --student, the defaults
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
-from gakd import CrossEntropy, LocalTeacher, ReverseKL, pretrained_discriminator
-from gakd.adversary.published import discriminator_losses, padded, student_losses, whole_logits
-from gakd.cli import demo, start
-from gakd.data import DataConfig, end_of_text, load_data
-from gakd.errors import InputError
-from gakd.evaluation import EvaluationConfig, HeldOut, conclude
-from gakd.models import ModelConfig, head_of, load_student
-from gakd.run import Run, RunConfig
-from gakd.teachers import load_shared_tokenizer, load_teacher
+from gakd.cli import DataConfig, EvaluationConfig, ModelConfig, RunConfig, demo, start
 
 
 @dataclass
@@ -70,7 +60,18 @@ DEMO = Config(
 )  # fmt: skip
 
 
-def main(config: Config) -> None:
+def main(config: Config) -> None:  # it imports what takes seconds, once the flags are read
+    import torch
+
+    from gakd import CrossEntropy, LocalTeacher, ReverseKL, pretrained_discriminator
+    from gakd.adversary.published import discriminator_losses, padded, student_losses, whole_logits
+    from gakd.data import end_of_text, load_data
+    from gakd.errors import InputError
+    from gakd.evaluation import HeldOut, conclude
+    from gakd.models import head_of, load_student
+    from gakd.run import Run
+    from gakd.teachers import load_shared_tokenizer, load_teacher
+
     run = Run(config.run, config)
     with run.main_first():
         tokenizer = load_shared_tokenizer(config.models)

@@ -14,14 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from gakd import Distiller, SkewForwardKL, SkewReverseKL, router_balance
-from gakd.cli import demo, start
-from gakd.data import DataConfig, load_data
-from gakd.evaluation import EvaluationConfig, HeldOut, conclude
-from gakd.models import ModelConfig, load_student
-from gakd.run import Run, RunConfig
-from gakd.samplers import AdaptiveThreshold, ModelSampler, ReplaySampler, Sampling, resample
-from gakd.teachers import load_reader, load_shared_tokenizer
+from gakd.cli import DataConfig, EvaluationConfig, ModelConfig, RunConfig, demo, start
 
 
 @dataclass
@@ -55,7 +48,15 @@ DEMO = Config(
 )  # fmt: skip
 
 
-def main(config: Config) -> None:
+def main(config: Config) -> None:  # it imports what takes seconds, once the flags are read
+    from gakd import Distiller, SkewForwardKL, SkewReverseKL, router_balance
+    from gakd.data import load_data
+    from gakd.evaluation import HeldOut, conclude
+    from gakd.models import load_student
+    from gakd.run import Run
+    from gakd.samplers import AdaptiveThreshold, ModelSampler, ReplaySampler, Sampling, resample
+    from gakd.teachers import load_reader, load_shared_tokenizer
+
     run = Run(config.run, config)
     with run.main_first():
         tokenizer = load_shared_tokenizer(config.models)

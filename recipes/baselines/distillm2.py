@@ -14,16 +14,7 @@ In --help, [brackets] hold the paper's values. Without --student, the defaults s
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gakd import Distiller, SkewForwardKL, SkewReverseKL, ramp, router_balance
-from gakd.cli import demo, start
-from gakd.data import DataConfig, load_data
-from gakd.evaluation import EvaluationConfig, HeldOut, conclude
-from gakd.models import ModelConfig, load_student
-from gakd.rewards import adaptive_skew
-from gakd.run import Run, RunConfig
-from gakd.samplers import ModelSampler, Sampling, TeacherTextConfig, resample, teacher_examples
-from gakd.samplers.rollouts import policy_log_probs, rollout_of, teacher_log_probs, with_rows
-from gakd.teachers import load_reader, load_shared_tokenizer
+from gakd.cli import DataConfig, EvaluationConfig, ModelConfig, RunConfig, TeacherTextConfig, demo, start
 
 
 @dataclass
@@ -52,7 +43,17 @@ DEMO = Config(
 )  # fmt: skip
 
 
-def main(config: Config) -> None:
+def main(config: Config) -> None:  # it imports what takes seconds, once the flags are read
+    from gakd import Distiller, SkewForwardKL, SkewReverseKL, ramp, router_balance
+    from gakd.data import load_data
+    from gakd.evaluation import HeldOut, conclude
+    from gakd.models import load_student
+    from gakd.rewards import adaptive_skew
+    from gakd.run import Run
+    from gakd.samplers import ModelSampler, Sampling, resample, teacher_examples
+    from gakd.samplers.rollouts import policy_log_probs, rollout_of, teacher_log_probs, with_rows
+    from gakd.teachers import load_reader, load_shared_tokenizer
+
     run = Run(config.run, config)
     with run.main_first():
         tokenizer = load_shared_tokenizer(config.models)

@@ -14,20 +14,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
-from gakd import CrossEntropy, Distiller, RelativisticGAN, ramp, router_balance, stepwise
-from gakd.adversary import TextDiscriminator, compare, scores_of
-from gakd.cli import demo, start
-from gakd.data import DataConfig, load_data
-from gakd.evaluation import EvaluationConfig, HeldOut, conclude
-from gakd.losses import KLToReference, PolicyGradient
-from gakd.models import ModelConfig, load_backbone, load_student
-from gakd.rewards import DiscriminatorScore, GroupNormalize, RewardToGo
-from gakd.run import Run, RunConfig
-from gakd.samplers import ModelSampler, Sampling, TeacherTextConfig, UntilEnd, resample, teacher_examples
-from gakd.samplers.rollouts import model_log_probs, policy_log_probs, rollout_of, with_advantages
-from gakd.teachers import load_reader, load_shared_tokenizer
+from gakd.cli import DataConfig, EvaluationConfig, ModelConfig, RunConfig, TeacherTextConfig, demo, start
 
 
 @dataclass
@@ -65,7 +52,21 @@ DEMO = Config(
 )  # fmt: skip
 
 
-def main(config: Config) -> None:
+def main(config: Config) -> None:  # it imports what takes seconds, once the flags are read
+    import torch
+
+    from gakd import CrossEntropy, Distiller, RelativisticGAN, ramp, router_balance, stepwise
+    from gakd.adversary import TextDiscriminator, compare, scores_of
+    from gakd.data import load_data
+    from gakd.evaluation import HeldOut, conclude
+    from gakd.losses import KLToReference, PolicyGradient
+    from gakd.models import load_backbone, load_student
+    from gakd.rewards import DiscriminatorScore, GroupNormalize, RewardToGo
+    from gakd.run import Run
+    from gakd.samplers import ModelSampler, Sampling, UntilEnd, resample, teacher_examples
+    from gakd.samplers.rollouts import model_log_probs, policy_log_probs, rollout_of, with_advantages
+    from gakd.teachers import load_reader, load_shared_tokenizer
+
     run = Run(config.run, config)
     with run.main_first():
         tokenizer = load_shared_tokenizer(config.models)

@@ -11,14 +11,7 @@ In --help, [brackets] hold the values of TRL's implementation. Without --student
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gakd import Distiller, JensenShannon, router_balance
-from gakd.cli import demo, start
-from gakd.data import DataConfig, load_data
-from gakd.evaluation import EvaluationConfig, HeldOut, conclude
-from gakd.models import ModelConfig, load_student
-from gakd.run import Run, RunConfig
-from gakd.samplers import Mixture, ModelSampler, Sampling, dataset_sampler, resample
-from gakd.teachers import load_reader, load_shared_tokenizer
+from gakd.cli import DataConfig, EvaluationConfig, ModelConfig, RunConfig, demo, start
 
 
 @dataclass
@@ -44,7 +37,15 @@ DEMO = Config(
 )  # fmt: skip
 
 
-def main(config: Config) -> None:
+def main(config: Config) -> None:  # it imports what takes seconds, once the flags are read
+    from gakd import Distiller, JensenShannon, router_balance
+    from gakd.data import load_data
+    from gakd.evaluation import HeldOut, conclude
+    from gakd.models import load_student
+    from gakd.run import Run
+    from gakd.samplers import Mixture, ModelSampler, Sampling, dataset_sampler, resample
+    from gakd.teachers import load_reader, load_shared_tokenizer
+
     run = Run(config.run, config)
     with run.main_first():
         tokenizer = load_shared_tokenizer(config.models)

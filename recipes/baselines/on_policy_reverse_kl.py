@@ -13,17 +13,7 @@ In --help, [brackets] hold the values of tinker's recipe. Without --student, the
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gakd import Distiller, router_balance
-from gakd.cli import demo, start
-from gakd.data import DataConfig, load_data
-from gakd.evaluation import EvaluationConfig, HeldOut, conclude
-from gakd.losses import PolicyGradient
-from gakd.models import ModelConfig, load_student
-from gakd.rewards import RewardToGo, TeacherLogRatio
-from gakd.run import Run, RunConfig
-from gakd.samplers import ModelSampler, Sampling, resample
-from gakd.samplers.rollouts import policy_log_probs, rollout_of, teacher_log_probs, with_advantages
-from gakd.teachers import load_reader, load_shared_tokenizer
+from gakd.cli import DataConfig, EvaluationConfig, ModelConfig, RunConfig, demo, start
 
 
 @dataclass
@@ -49,7 +39,18 @@ DEMO = Config(
 )  # fmt: skip
 
 
-def main(config: Config) -> None:
+def main(config: Config) -> None:  # it imports what takes seconds, once the flags are read
+    from gakd import Distiller, router_balance
+    from gakd.data import load_data
+    from gakd.evaluation import HeldOut, conclude
+    from gakd.losses import PolicyGradient
+    from gakd.models import load_student
+    from gakd.rewards import RewardToGo, TeacherLogRatio
+    from gakd.run import Run
+    from gakd.samplers import ModelSampler, Sampling, resample
+    from gakd.samplers.rollouts import policy_log_probs, rollout_of, teacher_log_probs, with_advantages
+    from gakd.teachers import load_reader, load_shared_tokenizer
+
     run = Run(config.run, config)
     with run.main_first():
         tokenizer = load_shared_tokenizer(config.models)

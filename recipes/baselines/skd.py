@@ -12,14 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from gakd import Distiller, ForwardKL, JensenShannon, ReverseKL, router_balance
-from gakd.cli import demo, start
-from gakd.data import DataConfig, load_data
-from gakd.evaluation import EvaluationConfig, HeldOut, conclude
-from gakd.models import ModelConfig, load_student
-from gakd.run import Run, RunConfig
-from gakd.samplers import Sampling, SpeculativeSampler, resample
-from gakd.teachers import load_reader, load_shared_tokenizer
+from gakd.cli import DataConfig, EvaluationConfig, ModelConfig, RunConfig, demo, start
 
 
 @dataclass
@@ -49,10 +42,17 @@ DEMO = Config(
     student_max_new_tokens=40,
     models=demo.MODELS, data=demo.DATA, run=demo.run_config("runs/skd-demo"), evaluation=demo.EVALUATION,
 )  # fmt: skip
-DIVERGENCES = {"forward_kl": ForwardKL(), "reverse_kl": ReverseKL(), "jensen_shannon": JensenShannon()}
 
 
-def main(config: Config) -> None:
+def main(config: Config) -> None:  # it imports what takes seconds, once the flags are read
+    from gakd import Distiller, ForwardKL, JensenShannon, ReverseKL, router_balance
+    from gakd.data import load_data
+    from gakd.evaluation import HeldOut, conclude
+    from gakd.models import load_student
+    from gakd.run import Run
+    from gakd.samplers import Sampling, SpeculativeSampler, resample
+    from gakd.teachers import load_reader, load_shared_tokenizer
+
     run = Run(config.run, config)
     with run.main_first():
         tokenizer = load_shared_tokenizer(config.models)
@@ -68,7 +68,8 @@ def main(config: Config) -> None:
         student, teacher.model, tokenizer, config.top_k, drafts, replacements, config.data.max_length
     )
 
-    objective = 1.0 * DIVERGENCES[config.divergence]
+    divergences = {"forward_kl": ForwardKL(), "reverse_kl": ReverseKL(), "jensen_shannon": JensenShannon()}
+    objective = 1.0 * divergences[config.divergence]
     objective += router_balance(student, config.models.router_balance_weight)
     distiller = run.setup(Distiller(student, objective, kernel=config.run.kernel), teacher)
     before = run.once("before.json", lambda: held_out.scores(student))

@@ -10,13 +10,7 @@ In --help, [brackets] hold the paper's values. Without --student, the defaults s
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gakd import CrossEntropy, Distiller, TotalVariation, router_balance
-from gakd.cli import demo, start
-from gakd.data import DataConfig, load_data
-from gakd.evaluation import EvaluationConfig, HeldOut, conclude
-from gakd.models import ModelConfig, load_student
-from gakd.run import Run, RunConfig
-from gakd.teachers import load_shared_tokenizer, load_teacher
+from gakd.cli import DataConfig, EvaluationConfig, ModelConfig, RunConfig, demo, start
 
 
 @dataclass
@@ -37,7 +31,14 @@ DEMO = Config(
 )
 
 
-def main(config: Config) -> None:
+def main(config: Config) -> None:  # it imports what takes seconds, once the flags are read
+    from gakd import CrossEntropy, Distiller, TotalVariation, router_balance
+    from gakd.data import load_data
+    from gakd.evaluation import HeldOut, conclude
+    from gakd.models import load_student
+    from gakd.run import Run
+    from gakd.teachers import load_shared_tokenizer, load_teacher
+
     run = Run(config.run, config)
     with run.main_first():
         tokenizer = load_shared_tokenizer(config.models)

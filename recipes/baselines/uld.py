@@ -14,13 +14,7 @@ In --help, [brackets] hold the paper's values. Without --student, the defaults s
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gakd import CrossEntropy, Distiller, UniversalLogit, router_balance
-from gakd.cli import demo, start
-from gakd.data import DataConfig, load_data
-from gakd.evaluation import EvaluationConfig, HeldOut, conclude
-from gakd.models import ModelConfig, load_student, load_tokenizer
-from gakd.run import Run, RunConfig
-from gakd.teachers import load_aligned_teacher
+from gakd.cli import DataConfig, EvaluationConfig, ModelConfig, RunConfig, demo, start
 
 
 @dataclass
@@ -39,7 +33,14 @@ PAPER = Config(run=RunConfig(output_dir=Path("runs/uld")))
 DEMO = Config(models=demo.MODELS, data=demo.DATA, run=demo.run_config("runs/uld-demo"), evaluation=demo.EVALUATION)
 
 
-def main(config: Config) -> None:
+def main(config: Config) -> None:  # it imports what takes seconds, once the flags are read
+    from gakd import CrossEntropy, Distiller, UniversalLogit, router_balance
+    from gakd.data import load_data
+    from gakd.evaluation import HeldOut, conclude
+    from gakd.models import load_student, load_tokenizer
+    from gakd.run import Run
+    from gakd.teachers import load_aligned_teacher
+
     run = Run(config.run, config)
     with run.main_first():
         tokenizer = load_tokenizer(config.models.student, config.models.trust_remote_code)

@@ -11,21 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-import tyro
+from gakd.cli import DataConfig, Split, start_tool
 
-from gakd.cli import run
-from gakd.data import DataConfig, Example, Split, collate, fixed_date, load_split
-from gakd.logging import ProgressView
-from gakd.models import ModelError, check_tokenizers, load_model, load_tokenizer, model_files, tokenizer_fingerprint
-from gakd.models.fingerprints import text_digest
-from gakd.models.names import local_folder
-from gakd.samplers import padding_id
-from gakd.teachers import CacheWriter, LocalTeacher
-from gakd.teachers.cache import DTYPES, MANIFEST, read_manifest
-from gakd.teachers.cache_writer import batched, sharded
+if TYPE_CHECKING:
+    from gakd.data import Example
+    from gakd.teachers import CacheWriter, LocalTeacher
 
 
 @dataclass
@@ -49,7 +41,17 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
 
 
-def main(config: Config) -> None:
+def main(config: Config) -> None:  # it imports what takes seconds, once the flags are read
+    import torch
+
+    from gakd.data import fixed_date, load_split
+    from gakd.models import check_tokenizers, load_model, load_tokenizer, tokenizer_fingerprint
+    from gakd.models.fingerprints import text_digest
+    from gakd.samplers import padding_id
+    from gakd.teachers import CacheWriter, LocalTeacher
+    from gakd.teachers.cache import DTYPES, MANIFEST
+    from gakd.teachers.cache_writer import batched
+
     config.data.date = fixed_date(config.data.date, (config.output / MANIFEST, ("settings", "date")))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = config.dtype if config.dtype != "auto" else ("bfloat16" if device.type == "cuda" else "float32")
@@ -80,6 +82,10 @@ def main(config: Config) -> None:
 
 def teacher_files(config: Config) -> dict[str, dict[str, Any]]:
     """The teacher's files, with their hashes; fetched where only the tokenizer has been on this machine."""
+    from gakd.models import ModelError, load_model, model_files
+    from gakd.models.names import local_folder
+    from gakd.teachers.cache import MANIFEST, read_manifest
+
     known = read_manifest(config.output)["teacher_files"] if (config.output / MANIFEST).exists() else {}
     files = model_files(config.teacher, known)
     if not files:
@@ -95,6 +101,12 @@ def fill(
     writer: CacheWriter, teacher: LocalTeacher, batches: Sequence[list[Example]], config: Config, pad_token_id: int
 ) -> None:
     """Everything that the cache still lacks."""
+    import torch
+
+    from gakd.data import collate
+    from gakd.logging import ProgressView
+    from gakd.teachers.cache_writer import sharded
+
     writer.write_head(teacher.head)
     weight = teacher.head.weight
     rows = (config.shard_megabytes << 20) // (weight.shape[1] * weight.element_size())
@@ -116,6 +128,8 @@ def fill(
 
 
 def report(writer: CacheWriter, config: Config) -> None:
+    from gakd.teachers.cache import DTYPES
+
     manifest = writer.manifest
     row = manifest["width"] * DTYPES[manifest["settings"]["dtype"]].itemsize
     size = sum(entry["bytes"] for entry in manifest["files"].values())
@@ -127,4 +141,4 @@ def report(writer: CacheWriter, config: Config) -> None:
 
 
 if __name__ == "__main__":
-    run(main, tyro.cli(Config, description=__doc__, config=(tyro.conf.OmitArgPrefixes,)))
+    start_tool(main, Config, __doc__)

@@ -13,26 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import torch
-import tyro
-from rich.console import Console
-from rich.progress import Progress
-from torch import nn
-
-from gakd.cli import run
-from gakd.data import DataConfig, Split, fixed_date, load_split
-from gakd.evaluation import (
-    Evaluation,
-    SuiteResults,
-    checkpoints_table,
-    evaluate_checkpoints,
-    load_suite,
-    parse_suite,
-    suite_table,
-)
-from gakd.files import write_json
-from gakd.models import check_tokenizers, load_model, load_tokenizer
-from gakd.samplers import Sampling
+from gakd.cli import DataConfig, Sampling, Split, start_tool
+from gakd.errors import InputError
 
 
 @dataclass
@@ -72,9 +54,27 @@ class Config:
 FREE = ("students", "long_words", "output", "trust_remote_code")
 
 
-def main(config: Config) -> None:
+def main(config: Config) -> None:  # it imports what takes seconds, once the flags are read
+    import torch
+    from rich.console import Console
+    from rich.progress import Progress
+    from torch import nn
+
+    from gakd.data import fixed_date, load_split
+    from gakd.evaluation import (
+        Evaluation,
+        SuiteResults,
+        checkpoints_table,
+        evaluate_checkpoints,
+        load_suite,
+        parse_suite,
+        suite_table,
+    )
+    from gakd.files import write_json
+    from gakd.models import check_tokenizers, load_model, load_tokenizer
+
     if len(set(config.students)) != len(config.students):
-        raise SystemExit(f"each checkpoint is one row, got {config.students}: name each once")
+        raise InputError(f"each checkpoint is one row, got {config.students}: name each once")
     kept = [] if config.output is None else [(config.output, ("config", "data", "date"))]
     config.data.date = fixed_date(config.data.date, *kept)
     device, dtype = torch.device("cuda" if torch.cuda.is_available() else "cpu"), getattr(torch, config.dtype)
@@ -125,4 +125,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    run(main, tyro.cli(Config, description=__doc__, config=(tyro.conf.OmitArgPrefixes,)))
+    start_tool(main, Config, __doc__)

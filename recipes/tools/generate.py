@@ -12,14 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import torch
-import tyro
-from torch import nn
-
-from gakd.cli import run
-from gakd.data import DataConfig, Split, fixed_date, load_split
-from gakd.models import load_model, load_tokenizer
-from gakd.samplers import ResumableRows, Sampling, write_responses
+from gakd.cli import DataConfig, Sampling, Split, start_tool
 
 
 @dataclass
@@ -44,7 +37,14 @@ class Config:
     sampling: Sampling = field(default_factory=Sampling)
 
 
-def main(config: Config) -> None:
+def main(config: Config) -> None:  # it imports what takes seconds, once the flags are read
+    import torch
+    from torch import nn
+
+    from gakd.data import fixed_date, load_split
+    from gakd.models import load_model, load_tokenizer
+    from gakd.samplers import ResumableRows, write_responses
+
     config.data.date = fixed_date(config.data.date, (Path(f"{config.output}.json"), ("settings", "data", "date")))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(config.model, config.trust_remote_code)
@@ -63,4 +63,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    run(main, tyro.cli(Config, description=__doc__, config=(tyro.conf.OmitArgPrefixes,)))
+    start_tool(main, Config, __doc__)

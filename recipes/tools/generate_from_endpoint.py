@@ -13,12 +13,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
-from gakd.cli import run
-from gakd.data import Split, load_rows
+from gakd.cli import EndpointConfig, Split, start_tool
 from gakd.errors import InputError
-from gakd.samplers import EndpointConfig, EndpointTeacher, response_records
 
 
 @dataclass
@@ -40,7 +36,10 @@ class Config:
     """Leave malformed rows out and report how many, instead of stopping at the first."""
 
 
-def main(config: Config) -> None:
+def main(config: Config) -> None:  # it imports what takes seconds, once the flags are read
+    from gakd.data import load_rows
+    from gakd.samplers import EndpointTeacher, response_records
+
     output = config.output.resolve()
     if output.exists() and Path(config.dataset).resolve() in {output, output.parent}:
         raise InputError(f"{config.output} holds the prompts of --dataset {config.dataset}: give another --output")
@@ -60,4 +59,4 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
-    run(main, tyro.cli(Config, description=__doc__, config=(tyro.conf.OmitArgPrefixes,)))
+    start_tool(main, Config, __doc__)

@@ -77,7 +77,7 @@ def stand_ins(recipe: Any, setting: Setting, recorder: Recorder, seen: Seen) -> 
         "gakd.run.known.marks_of": lambda *_: {},
         "gakd.models.fingerprints.untrained_mark": lambda *_: "",
         "gakd.run.launch.launch": _launched,
-        "gakd.data.collate.collate": _on_the_host(importlib.import_module("gakd.data.collate").collate),
+        "gakd.data.collation.collate": _on_the_host(importlib.import_module("gakd.data.collation").collate),
     }  # fmt: skip
     if setting.shapes:
         everywhere["gakd.data.windows.split_window"] = lambda *_, **__: groups_of(setting)

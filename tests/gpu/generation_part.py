@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 
-from gakd.samplers.generation import Sampling, generate
+from gakd.samplers.config import Sampling
+from gakd.samplers.generation import generate
 from tests import tiny
 from tests.gpu.setting import Setting, first_line
 from tests.gpu.step_part import config_of, random_model

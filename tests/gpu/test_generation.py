@@ -7,7 +7,8 @@ import random
 import pytest
 import torch
 
-from gakd.samplers.generation import Sampling, generate
+from gakd.samplers.config import Sampling
+from gakd.samplers.generation import generate
 from tests import tiny
 
 PROMPTS = [[random.Random(index).randrange(256) for _ in range(3 + 2 * index)] for index in range(5)]

@@ -7,7 +7,8 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from gakd.samplers import ModelSampler, Sample
-from gakd.samplers.generation import Sampling, generate
+from gakd.samplers.config import Sampling
+from gakd.samplers.generation import generate
 from tests.architecture_table import tokenizer
 from tests.architectures import tiny_model
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gakd.samplers.generation import Sampling, generate
+from gakd.samplers.config import Sampling
+from gakd.samplers.generation import generate
 from gakd.samplers.writing import batches, writing_of
 from tests.architecture_table import check_text, tokenizer
 from tests.architectures import tiny_model

@@ -15,7 +15,8 @@ from gakd.evaluation.teacher_metrics import Teacher, divergences_to_teacher
 from gakd.evaluation.text_metrics import corpus_exact_match, rouge_l
 from gakd.losses.divergences import ReverseKL
 from gakd.run.ranks import ALONE, Ranks
-from gakd.samplers.generation import Generation, Sampling, decode, generate, padding_id
+from gakd.samplers.config import Sampling
+from gakd.samplers.generation import Generation, decode, generate, padding_id
 
 
 @dataclass
