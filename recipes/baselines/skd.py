@@ -26,6 +26,8 @@ from gakd.teachers import load_reader, load_shared_tokenizer
 class Config:
     divergence: Literal["forward_kl", "reverse_kl", "jensen_shannon"] = "forward_kl"
     """What the student is asked to match at each token of that text. [forward_kl]"""
+    kl_temperature: float = 1.0
+    """Divides both models' logits in the divergence, which is multiplied by its square."""
     top_k: int = 25
     """A drafted token stands where it is among this many of the teacher's most probable ones. [25]"""
     student_temperature: float = 0.5
@@ -49,7 +51,7 @@ DEMO = Config(
     student_max_new_tokens=40,
     models=demo.MODELS, data=demo.DATA, run=demo.run_config("runs/skd-demo"), evaluation=demo.EVALUATION,
 )  # fmt: skip
-DIVERGENCES = {"forward_kl": ForwardKL(), "reverse_kl": ReverseKL(), "jensen_shannon": JensenShannon()}
+DIVERGENCES = {"forward_kl": ForwardKL, "reverse_kl": ReverseKL, "jensen_shannon": JensenShannon}
 
 
 def main(config: Config) -> None:
@@ -68,7 +70,7 @@ def main(config: Config) -> None:
         student, teacher.model, tokenizer, config.top_k, drafts, replacements, config.data.max_length
     )
 
-    objective = 1.0 * DIVERGENCES[config.divergence]
+    objective = 1.0 * DIVERGENCES[config.divergence](temperature=config.kl_temperature)
     objective += router_balance(student, config.models.router_balance_weight)
     distiller = run.setup(Distiller(student, objective, kernel=config.run.kernel), teacher)
     before = run.once("before.json", lambda: held_out.scores(student))
