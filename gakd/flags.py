@@ -53,6 +53,8 @@ _SECRET_NAME = re.compile(
     r"|(^|_)API_?KEYS?_",
     re.IGNORECASE,
 )
+# Flags that are called otherwise than they were: a run's config.json may be from before.
+RENAMED = {"temperature": "sampling_temperature"}
 SEED = Bound(at_least=0, at_most=2**32 - 1)  # what every generator that is seeded takes
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gakd.errors import InputError
-from gakd.flags import flags_of
+from gakd.flags import RENAMED, flags_of
 
 FLAG = "--config"
 HELP = "--config FILE sets flags from YAML, or from a run's config.json; those of the command line override it."
@@ -19,7 +19,8 @@ def expand(arguments: Sequence[str], config: Any) -> list[str]:
     """The command line with `--config FILE` replaced by the flags that the file sets, before all others: the last one counts.
 
     `config` is a recipe's dataclass of flags. The file is a mapping of their names, grouped as in a run's config.json or
-    flat. InputError for a file that cannot be read as one, and for a name that is no flag's.
+    flat, and may have a flag's former name. InputError for a file that cannot be read as one, for a name that is no flag's, and
+    for a former name on the command line.
     """
     rest, files = [], []
     pending = iter(arguments)
@@ -30,7 +31,16 @@ def expand(arguments: Sequence[str], config: Any) -> list[str]:
             files.append(argument.partition("=")[2])
         else:
             rest.append(argument)
+    _refuse_former(rest, {name for name, _ in flags_of(config)})
     return [flag for file in files for flag in _flags(_read(Path(file)), config, config, file)] + rest
+
+
+def _refuse_former(arguments: Sequence[str], known: set[str]) -> None:
+    for argument in arguments:
+        name = argument.partition("=")[0].removeprefix("--").replace("-", "_")
+        new = RENAMED.get(name) if argument.startswith("--") and name not in known else None
+        if new in known:
+            raise InputError(f"--{name.replace('_', '-')} is now called --{new.replace('_', '-')}: give that")
 
 
 def _read(path: Path) -> Mapping[str, Any]:
@@ -55,9 +65,11 @@ def _flags(values: Mapping[str, Any], group: Any, config: Any, file: str) -> lis
     groups = {field.name for field in dataclasses.fields(group) if dataclasses.is_dataclass(getattr(group, field.name))}
     for key, value in values.items():
         name = str(key).replace("-", "_")
+        known = [name for name, _ in flags_of(config)]
+        name = name if name in known else RENAMED.get(name, name)
         if name in groups and isinstance(value, Mapping):
             found += _flags(value, getattr(group, name), config, file)
-        elif name in (known := [name for name, _ in flags_of(config)]):
+        elif name in known:
             found += _as_flag(f"--{name.replace('_', '-')}", value)
         else:
             close = difflib.get_close_matches(name, known, 1)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from gakd.data.folders import files_by_split, globbed, saved_part, saved_splits
 from gakd.data.hub import SHORT_NAMES, hub_part, hub_splits, known_part
 from gakd.data.rows import DataError, Row
-from gakd.data.splits import Split, split_of, split_of_key
+from gakd.data.splits import Split, prompt_key, split_of_key
 from gakd.data.tables import SUFFIXES, Part, first_rows, table_of
 
 # What a split that is held out is called; the first that is there is taken.
@@ -78,9 +78,14 @@ def belongs(records: Records, row: Row, split: Split) -> bool:
     """Whether a row of these records is of this split."""
     if not records.divided:
         return True
-    side = split_of_key(row.responses[0]) if records.by_response else split_of(row)
+    side = split_of_key(key_of(records, row))
     # Rows that stand in for a missing split must leave the training rows, or training would see what it is judged on.
     return ("train" if side in records.present else side) == split
+
+
+def key_of(records: Records, row: Row) -> str:
+    """What a row's side is decided by."""
+    return row.responses[0] if records.by_response else prompt_key(row)
 
 
 def _parsed(line: bytes, where: str, first: bool) -> tuple[Any] | None:

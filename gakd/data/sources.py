@@ -9,9 +9,9 @@ from typing import Any
 
 from gakd.data.columns import rename
 from gakd.data.formats import row_from
-from gakd.data.records import Records, belongs, open_records, read
+from gakd.data.records import Records, belongs, key_of, open_records, read
 from gakd.data.rows import DataError, Row, bad_rows_line, reason_of
-from gakd.data.splits import Split
+from gakd.data.splits import SPLITS, Split, held_out_of_few
 from gakd.data.tables import refusing
 
 _BATCH = 16  # rows that are decoded at a time: one may be of megabytes
@@ -55,12 +55,22 @@ def load_rows(
             examples.append(where)
     if reasons:
         warnings.warn(bad_rows_line(dataset, reasons, examples[0]), stacklevel=2)
-    rows = [row for row in rows if belongs(records, row, split)]
+    rows = _of_split(rows, records, split)
     if not rows:
         raise DataError(
             f"{dataset} has no rows for the split {split!r}: give a larger file, or a folder with {split}.jsonl"
         )
     return rows
+
+
+def _of_split(rows: list[Row], records: Records, split: Split) -> list[Row]:
+    """As `gakd.data.summary.sides` has them."""
+    usable = [row for row in rows if row.responses]
+    wanted = [one for one in SPLITS if one not in records.present]
+    if not records.divided or not usable or all(any(belongs(records, row, one) for row in usable) for one in wanted):
+        return [row for row in rows if belongs(records, row, split)]
+    held_out = held_out_of_few([key_of(records, row) for row in usable], records.present)
+    return [row for row in rows if held_out.get(key_of(records, row), "train") == split]
 
 
 def _all(records: Records, dataset: str) -> Iterator[tuple[str, Any]]:

@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gakd.data.encoded import TOO_LONG, UNTRAINED, Examples, column
+from gakd.data.encoded import TOO_LONG, UNTRAINED, Examples, column, unpacked
 from gakd.data.examples import report_long_prompts
+from gakd.data.records import Records, key_of
 from gakd.data.rows import bad_rows_line, reason_of
+from gakd.data.splits import SPLITS, held_out_of_few
 
 UNANSWERED = "it has no response to compare with"
 
@@ -30,9 +32,33 @@ class Summary(NamedTuple):
         return self.cut / max(self.kept, 1)
 
 
-def summary_of(table: Any, split: int | None, answered: bool = False) -> Summary:
-    """Counts of the rows of a split (None: of all), and its examples; with `answered`, of those that have a response alone."""
-    of_split, problems = column(table, "split"), column(table, "problem")
+def sides(table: Any, records: Records) -> np.ndarray:
+    """Indices in `SPLITS` of the rows of a table, -1 where it has none; each split has a row where there are enough.
+
+    The table's are by the hash of a row alone, which may leave a split of a small source without any: `held_out_of_few`.
+    """
+    of_split = column(table, "split")
+    wanted = [SPLITS.index(split) for split in SPLITS if split not in records.present]
+    usable = (column(table, "problem") == "") & column(table, "answered")
+    if not records.divided or not usable.any() or set(wanted) <= set(of_split[usable].tolist()):
+        return of_split
+    keys = {
+        int(place): key_of(records, unpacked(table.data.column("row")[place].as_py()))
+        for place in np.flatnonzero(usable)
+    }
+    held_out = held_out_of_few(keys.values(), records.present)
+    found = np.where(of_split >= 0, SPLITS.index("train"), of_split)
+    for place, key in keys.items():
+        found[place] = SPLITS.index(held_out.get(key, "train"))
+    return found
+
+
+def summary_of(table: Any, of_split: np.ndarray, split: int | None, answered: bool = False) -> Summary:
+    """Counts of the rows of a split (None: of all), and its examples; with `answered`, of those that have a response alone.
+
+    `of_split` are the rows' `sides`.
+    """
+    problems = column(table, "problem")
     if answered:
         problems = np.where((problems == "") & ~column(table, "answered"), UNANSWERED, problems)
     # A row that could not be read has no side; it counts where it would have been trained on.

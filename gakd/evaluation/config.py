@@ -17,7 +17,7 @@ class EvaluationConfig:
     """Validation examples to which responses are generated, for the ROUGE-L by which a checkpoint is the best; 0: none."""
     max_new_tokens: int = 256
     """Tokens after which a generated response is cut. [256]"""
-    temperature: float = 1.0
+    sampling_temperature: float = 1.0
     """Sampling temperature; 0 is greedy. [1]"""
     sampling_seed: int = 10
     """Seed of the sampled responses. [10]"""

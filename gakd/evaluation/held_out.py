@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from gakd.data import Data, Example, spread
 from gakd.data.ends import end_ids
+from gakd.errors import InputError
 from gakd.evaluation.config import EvaluationConfig
 from gakd.evaluation.evaluation import Evaluation, evaluate
 from gakd.evaluation.plots import plot_metrics
@@ -61,7 +62,7 @@ class HeldOut:
         self.teacher, self.tokenizer, self.config = teacher, tokenizer, config
         self.pad_token_id = data.pad_token_id
         self.valid, self.test = (spread(split, config.examples) for split in (data.valid, data.test))
-        self._sampling = Sampling(config.max_new_tokens, config.temperature, seed=config.sampling_seed)
+        self._sampling = Sampling(config.max_new_tokens, config.sampling_temperature, seed=config.sampling_seed)
         self._teacher_outputs: dict[str, dict[int, TeacherOutput]] = {}
 
     @cached_property
@@ -70,6 +71,8 @@ class HeldOut:
 
     def validate(self, student: nn.Module) -> dict[str, float]:
         """On the validation split: cross entropy and divergences to the teacher, in nats per token; ROUGE-L in percent."""
+        if not self.valid:
+            raise InputError("there are no rows to validate on: give more rows, or --valid-dataset FILE")
         outputs, size = self._targets("valid", self.valid, student), self.config.evaluation_batch_size
         scores = divergences_to_teacher(student, outputs, self.valid, self.pad_token_id, size, ranks=self._ranks)
         if chosen := spread(self.valid, self.config.valid_text_examples):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from gakd.run.schedules import LRSchedule, rate_at
+
+OptimizerName = Literal["adamw", "adamw8bit", "muon", "adafactor", "sgd"]
 
 
 @dataclass
@@ -28,14 +31,22 @@ class RunConfig:
     """Sequences per forward on one device: memory and speed only, the gradient does not depend on it. [4; 2 for 4B]"""
     micro_batch_tokens: int | None = None
     """Positions per forward on one device, padding included, such as 16384; bounds it in place of the number of sequences."""
+    optimizer: OptimizerName = "adamw"
+    """muon: for matrices of layers, AdamW for the rest; adamw8bit: bitsandbytes'; sgd: with momentum 0.9. [adamw]"""
     learning_rate: float = 5e-5
-    """Peak learning rate of AdamW. [5e-5 for 0.6B, 5e-6 for 1.7B, 1e-5 for 4B]"""
+    """Peak learning rate. [5e-5 for 0.6B, 5e-6 for 1.7B, 1e-5 for 4B]"""
+    lr_schedule: LRSchedule = "cosine_with_min_lr"
+    """How it goes on behind the warm-up: names of transformers' schedulers. [cosine_with_min_lr]"""
     min_learning_rate: float = 1e-7
-    """End of the cosine schedule. [1e-7]"""
+    """Where cosine_with_min_lr, polynomial and warmup_stable_decay end; linear and the other cosines end at 0. [1e-7]"""
     warmup_steps: int = 0
     """Steps of linear warm-up. [0]"""
+    decay_steps: int | None = None
+    """Last steps, in which warmup_stable_decay falls. None: a tenth of all."""
+    lr_cycles: int | None = None
+    """Cosines of cosine_with_restarts. None: 2."""
     weight_decay: float = 0.01
-    """AdamW's weight decay. [0.01]"""
+    """The optimizer's weight decay. [0.01]"""
     clip: float = 1.0
     """Largest gradient norm of the student. [1]"""
     evaluate_every: int = 200
@@ -70,9 +81,8 @@ def total_steps(config: RunConfig, examples: int) -> int:
 
 
 def learning_rate_at(config: RunConfig, step: int, total: int) -> float:
-    """Of a step, from 0, of `total`: linear warm-up, then half a cosine down to `min_learning_rate` at the last one."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    progress = (step - config.warmup_steps) / max(total - config.warmup_steps - 1, 1)
-    low = min(config.min_learning_rate, config.learning_rate)
-    return low + (config.learning_rate - low) * (1 + math.cos(math.pi * min(progress, 1.0))) / 2
+    """Of a step, from 0, of `total`, as `gakd.run.schedules.rate_at` says."""
+    return rate_at(
+        config.lr_schedule, step, total, config.learning_rate, config.min_learning_rate, config.warmup_steps,
+        config.decay_steps, config.lr_cycles or 2,
+    )  # fmt: skip

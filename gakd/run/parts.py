@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from gakd.errors import InputError
+from gakd.run.writing import snapshot
 
 
 class Stored(NamedTuple):
@@ -56,11 +57,17 @@ def stored_weights(files: Sequence[Path], wanted: Mapping[str, Tensor]) -> dict[
 
 
 def stored_state(files: Sequence[Path], optimizer: Optimizer) -> dict[str, Any]:
-    """An optimizer's state dict, of each tensor this rank's rows."""
+    """An optimizer's state dict, of each tensor this rank's rows.
+
+    Of weights that are not cut all is in one file, whatever shapes an optimizer gives to what it keeps.
+    """
     states = [torch.load(file, weights_only=True, map_location="cpu", mmap=True) for file in files]
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     own: dict[int, dict[str, Any]] = {}
     for index, entry in states[0]["state"].items():
+        if len(states) == 1 and not isinstance(parameters[index], DTensor):
+            own[index] = snapshot(entry)
+            continue
         pieces = {name: [_of_tensor(state["state"][index][name]) for state in states] for name in _tensors(entry)}
         own[index] = entry | {name: own_rows(of, parameters[index]).rows for name, of in pieces.items()}
     return states[0] | {"state": own}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from gakd.data import DataConfig, Row
+from gakd.data import Data, DataConfig, Row
 from gakd.data.config import Template
 from gakd.data.examples import encode_prompts
 from gakd.data.rows import DataError
@@ -25,6 +25,7 @@ from gakd.planning.estimate import largest_micro_batch, plan
 from gakd.run.bounds import check_flags
 from gakd.run.config import RunConfig
 from gakd.run.folder import group_of
+from gakd.run.optimizers import check_optimizer
 from gakd.run.turn_ends import end_warnings
 
 _SMALL = 10**8  # bytes of weights
@@ -46,6 +47,7 @@ def check_run(config: RunConfig, recipe_config: Any) -> None:
     check_flags(config)
     check_flags(recipe_config)
     check_devices(config.devices, torch.cuda.device_count())
+    check_optimizer(config.optimizer, config.strategy)
     for name in config.log_to:
         check_installed(name)
     for name, value in flags_of(recipe_config):
@@ -69,6 +71,15 @@ def check_devices(asked: int, gpus: int) -> None:
     if 0 < gpus < asked:
         raise InputError(
             f"--devices {asked}, and this machine has {gpus}: give --devices {gpus}, or use more nodes (--num-nodes)"
+        )
+
+
+def check_validation(evaluate_every: int, data: Data) -> None:
+    """InputError where a run is to validate and has no rows for it."""
+    if evaluate_every and not len(data.valid):
+        raise InputError(
+            f"{'the data' if data.config is None else data.config.dataset} has no rows to validate on: give more, "
+            f"--valid-dataset FILE, or --evaluate-every 0"
         )
 
 

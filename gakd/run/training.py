@@ -33,8 +33,9 @@ from gakd.run.known import check_data, check_models, marks_of
 from gakd.run.launch import expect_gradients, hosts, launch, patient_barrier, use_tensor_cores, writers_group
 from gakd.run.measuring import measuring
 from gakd.run.micro_batches import MicroBatches
+from gakd.run.optimizers import student_optimizer, tables_of
 from gakd.run.prefetch import Prefetch
-from gakd.run.preflight import check_run
+from gakd.run.preflight import check_run, check_validation
 from gakd.run.step_log import StepLog
 from gakd.run.step_record import StepRecord
 from gakd.run.updates import Update, Updates, fuse
@@ -63,7 +64,7 @@ class Run:
             self.fabric, self.folder, config.keep_checkpoints, config.export, writers_group()
         )
         self._recipe_config, self._marks = recipe_config, dict[str, str]()
-        self._record = StepRecord()
+        self._record, self._planned_over_all = StepRecord(), False
         self._hosts = hosts()
         self._log = StepLog(self.fabric.world_size, self._hosts)
         self._updates = Updates(Guard(config.on_nonfinite, self._record, self._keep_step), self._record, self._log)
@@ -119,14 +120,14 @@ class Run:
         return self.fabric.rank_zero_first()
 
     def setup(self, distiller: nn.Module, teacher: object = None) -> Any:
-        """Wrap the distiller for its devices and precision, with AdamW over its trainable weights; cut the teacher too."""
+        """Wrap the distiller for its devices and precision, with an optimizer of its trainable weights; cut the teacher too."""
         config = self.config
         if isinstance(distiller, Distiller):
             expect_gradients(self.fabric, distiller.student)
         if self.is_main:  # before anything is cut over ranks
             self._marks |= marks_of(distiller, teacher)
+        student = distiller.student if isinstance(distiller, Distiller) else distiller
         if compiles(config.compile, self.device):
-            student = distiller.student if isinstance(distiller, Distiller) else distiller
             for model in (student, getattr(teacher, "model", None)):
                 if isinstance(model, nn.Module):
                     compile_layers(model)
@@ -137,7 +138,9 @@ class Run:
             teacher.shard(cast(ModelParallelStrategy, self.fabric.strategy).device_mesh["data_parallel"], self.device)
         # Sharding has put new parameters in place of the old ones.
         trainable = [parameter for parameter in distiller.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trainable, lr=config.learning_rate, weight_decay=config.weight_decay)
+        optimizer = student_optimizer(
+            config.optimizer, trainable, tables_of(student), config.learning_rate, config.weight_decay
+        )
         fuse(optimizer)
         self._student_optimizer = cast(Optimizer, self.fabric.setup_optimizers(optimizer))
         self._take_in("student", distiller, optimizer)
@@ -188,7 +191,8 @@ class Run:
         return kept or read_sealed(path)
 
     def total_steps(self, data: Data) -> int:
-        """Optimizer steps of the whole run: for schedules."""
+        """Optimizer steps of the whole run: for schedules, which keep it at that length once it has begun."""
+        self._planned_over_all = True
         return total_steps(self.config, len(data.train))
 
     # ---- the loop ----
@@ -200,10 +204,13 @@ class Run:
         A thread makes those of the next step meanwhile: it reads `data.train` while the loop runs.
         """
         config = self.config
+        check_validation(config.evaluate_every, data)
         check_data(self.fabric, self.folder, data)
-        longer = lengthen(self.fabric, self.folder, config, self._recipe_config, self.step, len(data.train))
+        longer = lengthen(
+            self.fabric, self.folder, config, self._recipe_config, self.step, len(data.train), self._planned_over_all
+        )
         made = MicroBatches(config, self._recipe_config, data, self.rank, self.fabric.world_size, self.device)
-        self.total = self.total_steps(data)
+        self.total = total_steps(config, len(data.train))
         log = self._log.open(self.folder, config.log_to, self.step, self.total, self.is_main)
         with log, Interruptions() as self._interruptions, Prefetch(made.at, self.total) as windows:
             for warning in filter(None, (longer, made.warning())):

@@ -87,10 +87,8 @@ def main(config: Config) -> None:  # it imports what takes seconds, once the fla
     )
     level = config.adversarial_weight if config.adversarial_share is None else config.adversarial_share
     weight = ramp(level, config.adversarial_start, config.adversarial_ramp)
-    objective = (
-        config.cross_entropy_weight * CrossEntropy()
-        + (weight if config.adversarial_share is None else balanced(weight)) * adversarial
-    )
+    objective = config.cross_entropy_weight * CrossEntropy()
+    objective += (weight if config.adversarial_share is None else balanced(weight)) * adversarial
     objective += router_balance(student, config.models.router_balance_weight)
     distiller = run.setup(Distiller(student, objective, kernel=config.run.kernel), teacher)
     optimizer = torch.optim.AdamW(adversarial.parameters(), config.discriminator_learning_rate, betas=(0.0, 0.99))

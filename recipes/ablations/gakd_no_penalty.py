@@ -23,6 +23,8 @@ class Config:
     """Weight of cross entropy per token of the dataset's response. [0.5]"""
     reverse_kl_weight: float = 0.5
     """Weight of KL(student‖teacher) per token. [0.5 for 0.6B; its release: 5 for 1.7B, 7.5 for 4B]"""
+    kl_temperature: float = 1.0
+    """Divides both models' logits in the KL, which is multiplied by its square."""
     adversarial_weight: float = 0.1
     """Weight of the game per sequence, at the end of its ramp. [0.1]"""
     adversarial_share: float | None = None
@@ -89,11 +91,9 @@ def main(config: Config) -> None:  # it imports what takes seconds, once the fla
     )
     level = config.adversarial_weight if config.adversarial_share is None else config.adversarial_share
     weight = ramp(level, config.adversarial_start, config.adversarial_ramp)
-    objective = (
-        config.cross_entropy_weight * CrossEntropy()
-        + config.reverse_kl_weight * ReverseKL()
-        + (weight if config.adversarial_share is None else balanced(weight)) * adversarial
-    )
+    divergence = ReverseKL(config.kl_temperature)
+    objective = config.cross_entropy_weight * CrossEntropy() + config.reverse_kl_weight * divergence
+    objective += (weight if config.adversarial_share is None else balanced(weight)) * adversarial
     objective += router_balance(student, config.models.router_balance_weight)
     distiller = run.setup(Distiller(student, objective, kernel=config.run.kernel), teacher)
     optimizer = torch.optim.AdamW(adversarial.parameters(), config.discriminator_learning_rate, betas=(0.0, 0.99))

@@ -21,6 +21,8 @@ class Config:
     """Weight of the divergence per token. [0.5]"""
     mu: float = 0.5
     """Probability of the teacher's most probable tokens, those that count as its head; 1 is forward KL. [0.5]"""
+    kl_temperature: float = 1.0
+    """Divides both models' logits in the divergence, which is multiplied by its square."""
     models: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     run: RunConfig = field(default_factory=RunConfig)
@@ -49,7 +51,8 @@ def main(config: Config) -> None:  # it imports what takes seconds, once the fla
         teacher = load_teacher(config.models, data, run.teacher_dtype, run.loading_device)
     held_out = HeldOut(teacher, tokenizer, data, config.evaluation)
 
-    objective = config.cross_entropy_weight * CrossEntropy() + config.adaptive_kl_weight * AdaptiveKL(config.mu)
+    divergence = AdaptiveKL(config.mu, config.kl_temperature)
+    objective = config.cross_entropy_weight * CrossEntropy() + config.adaptive_kl_weight * divergence
     objective += router_balance(student, config.models.router_balance_weight)
     distiller = run.setup(Distiller(student, objective, kernel=config.run.kernel), teacher)
     before = run.once("before.json", lambda: held_out.scores(student))

@@ -25,6 +25,8 @@ class Config:
     """Exponent of the teacher's probability; (1, 0) is forward KL. [0.5; its scripts: 0 or 0.2 for GPT-2, 0.1 for OpenLLaMA]"""
     beta: float = 0.5
     """Exponent of the student's probability; (0, 1) is reverse KL. [0.5; its scripts: 1 or 0.7 for GPT-2, 0.8 for OpenLLaMA]"""
+    kl_temperature: float = 1.0
+    """Divides both models' logits in the divergence, which is multiplied by its square."""
     models: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     run: RunConfig = field(default_factory=RunConfig)
@@ -53,7 +55,7 @@ def main(config: Config) -> None:  # it imports what takes seconds, once the fla
         teacher = load_teacher(config.models, data, run.teacher_dtype, run.loading_device)
     held_out = HeldOut(teacher, tokenizer, data, config.evaluation)
 
-    divergence = AlphaBeta(config.alpha, config.beta)
+    divergence = AlphaBeta(config.alpha, config.beta, config.kl_temperature)
     objective = config.cross_entropy_weight * CrossEntropy() + config.alpha_beta_weight * divergence
     objective += router_balance(student, config.models.router_balance_weight)
     distiller = run.setup(Distiller(student, objective, kernel=config.run.kernel), teacher)

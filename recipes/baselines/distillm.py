@@ -23,6 +23,8 @@ class Config:
     """Skew KL of the student from the teacher or the other way round: which mixture is compared with which model."""
     alpha: float = 0.1
     """Share of a distribution in its own mixture, 0 to 1. [0.1]"""
+    kl_temperature: float = 1.0
+    """Divides both models' logits in the divergence, which is multiplied by its square."""
     initial_threshold: float = 0.0
     """Share of the steps on the student's text at the start, 0 to 1. [0]"""
     threshold_step: float = 0.1
@@ -73,7 +75,8 @@ def main(config: Config) -> None:  # it imports what takes seconds, once the fla
     )
     run.keep("replay", sampler)
 
-    objective = 1.0 * (SkewReverseKL if config.direction == "reverse" else SkewForwardKL)(config.alpha)
+    skew_kl = SkewReverseKL if config.direction == "reverse" else SkewForwardKL
+    objective = 1.0 * skew_kl(config.alpha, temperature=config.kl_temperature)
     objective += router_balance(student, config.models.router_balance_weight)
     distiller = run.setup(Distiller(student, objective, kernel=config.run.kernel), teacher)
     before = run.once("before.json", lambda: held_out.scores(student))

@@ -21,6 +21,8 @@ from gakd.cli import DataConfig, EvaluationConfig, ModelConfig, RunConfig, Teach
 class Config:
     alpha: float = 0.1
     """Share of a distribution in its own mixture, 0 to 1; the largest one where it adapts. [0.1]"""
+    kl_temperature: float = 1.0
+    """Divides both models' logits in the divergences, which are multiplied by its square."""
     adaptive_alpha: bool = True
     """Give each response a smaller alpha the closer the models are on it, down to 0.01. [on]"""
     growing_weight: bool = True
@@ -67,7 +69,8 @@ def main(config: Config) -> None:  # it imports what takes seconds, once the fla
     own_text = ModelSampler(student, tokenizer, sampling, config.data.max_length, teacher.head.vocab_size)
     shift = ramp(0.5 if config.growing_weight else 0.0, 0, max(run.total_steps(data) // 2, 1))
 
-    on_teachers, on_students = SkewForwardKL(config.alpha), SkewReverseKL(config.alpha, detach_mixture=True)
+    on_teachers = SkewForwardKL(config.alpha, config.kl_temperature)
+    on_students = SkewReverseKL(config.alpha, detach_mixture=True, temperature=config.kl_temperature)
     objective = (lambda step: 1 - shift(step)) * on_teachers + (lambda step: 1 + shift(step)) * on_students
     objective += router_balance(student, config.models.router_balance_weight)
     distiller = run.setup(Distiller(student, objective, kernel=config.run.kernel), teacher)

@@ -18,6 +18,8 @@ from gakd.cli import DataConfig, EvaluationConfig, ModelConfig, RunConfig, demo,
 class Config:
     beta: float = 0.5
     """Weight of the teacher in the mixture of Jensen-Shannon: 0 is forward KL, 1 reverse KL. [0.5]"""
+    kl_temperature: float = 1.0
+    """Divides both models' logits in the divergence, which is multiplied by its square."""
     student_text: float = 0.5
     """Share of the steps that learn from the student's own text, 0 to 1; the others learn from the dataset's. [0.5]"""
     student_temperature: float = 0.9
@@ -60,7 +62,7 @@ def main(config: Config) -> None:  # it imports what takes seconds, once the fla
     parts = [(config.student_text, own_text), (1 - config.student_text, dataset_sampler)]
     sampler = Mixture(parts, per="batch", seed=config.run.seed)
 
-    objective = 1.0 * JensenShannon(config.beta)
+    objective = 1.0 * JensenShannon(config.beta, config.kl_temperature)
     objective += router_balance(student, config.models.router_balance_weight)
     distiller = run.setup(Distiller(student, objective, kernel=config.run.kernel), teacher)
     before = run.once("before.json", lambda: held_out.scores(student))

@@ -19,6 +19,8 @@ class Config:
     """Weight of the divergence per token. [0.5]"""
     beta: float = 0.5
     """Weight of the teacher in the mixture: 0 is forward KL, 1 reverse KL. [0.5]"""
+    kl_temperature: float = 1.0
+    """Divides both models' logits in the divergence, which is multiplied by its square."""
     models: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     run: RunConfig = field(default_factory=RunConfig)
@@ -47,7 +49,8 @@ def main(config: Config) -> None:  # it imports what takes seconds, once the fla
         teacher = load_teacher(config.models, data, run.teacher_dtype, run.loading_device)
     held_out = HeldOut(teacher, tokenizer, data, config.evaluation)
 
-    objective = config.cross_entropy_weight * CrossEntropy() + config.jensen_shannon_weight * JensenShannon(config.beta)
+    divergence = JensenShannon(config.beta, config.kl_temperature)
+    objective = config.cross_entropy_weight * CrossEntropy() + config.jensen_shannon_weight * divergence
     objective += router_balance(student, config.models.router_balance_weight)
     distiller = run.setup(Distiller(student, objective, kernel=config.run.kernel), teacher)
     before = run.once("before.json", lambda: held_out.scores(student))

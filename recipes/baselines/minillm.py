@@ -31,6 +31,8 @@ class Config:
     """Optimizer updates on each step's text. [4]"""
     language_weight: float = 1.0
     """Weight of the language-modelling loss, half cross entropy and half forward KL, on the dataset's responses. [1]"""
+    kl_temperature: float = 1.0
+    """Divides both models' logits in that KL, which is multiplied by its square; reward and reverse KL are at 1."""
     student_max_new_tokens: int = 256
     """Tokens after which a written response is cut; a cut one trains without an end. [256]"""
     models: ModelConfig = field(default_factory=ModelConfig)
@@ -74,8 +76,8 @@ def main(config: Config) -> None:  # it imports what takes seconds, once the fla
         >> LengthNormalize() >> SingleStepDecomposition(config.discount) >> Whiten(over_ranks=run.over_ranks)
     )  # fmt: skip
 
-    half = config.language_weight / 2
-    objective = PolicyGradient(config.clip_ratio) + ReverseKL() + half * CrossEntropy() + half * ForwardKL()
+    half, language_kl = config.language_weight / 2, ForwardKL(config.kl_temperature)
+    objective = PolicyGradient(config.clip_ratio) + ReverseKL() + half * CrossEntropy() + half * language_kl
     objective += router_balance(student, config.models.router_balance_weight)
     distiller = run.setup(Distiller(student, objective, kernel=config.run.kernel), teacher)
     before = run.once("before.json", lambda: held_out.scores(student))

@@ -19,6 +19,8 @@ from gakd.cli import DataConfig, EvaluationConfig, ModelConfig, RunConfig, demo,
 class Config:
     divergence: Literal["forward_kl", "reverse_kl", "jensen_shannon"] = "forward_kl"
     """What the student is asked to match at each token of that text. [forward_kl]"""
+    kl_temperature: float = 1.0
+    """Divides both models' logits in the divergence, which is multiplied by its square."""
     top_k: int = 25
     """A drafted token stands where it is among this many of the teacher's most probable ones. [25]"""
     student_temperature: float = 0.5
@@ -68,8 +70,8 @@ def main(config: Config) -> None:  # it imports what takes seconds, once the fla
         student, teacher.model, tokenizer, config.top_k, drafts, replacements, config.data.max_length
     )
 
-    divergences = {"forward_kl": ForwardKL(), "reverse_kl": ReverseKL(), "jensen_shannon": JensenShannon()}
-    objective = 1.0 * divergences[config.divergence]
+    divergences = {"forward_kl": ForwardKL, "reverse_kl": ReverseKL, "jensen_shannon": JensenShannon}
+    objective = 1.0 * divergences[config.divergence](temperature=config.kl_temperature)
     objective += router_balance(student, config.models.router_balance_weight)
     distiller = run.setup(Distiller(student, objective, kernel=config.run.kernel), teacher)
     before = run.once("before.json", lambda: held_out.scores(student))

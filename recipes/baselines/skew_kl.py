@@ -23,6 +23,8 @@ class Config:
     """Weight of the divergence per token. [1]"""
     alpha: float = 0.1
     """Share of the teacher in the mixture; 0 is forward KL. [0.1]"""
+    kl_temperature: float = 1.0
+    """Divides both models' logits in the divergence, which is multiplied by its square."""
     models: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     run: RunConfig = field(default_factory=RunConfig)
@@ -49,7 +51,7 @@ def main(config: Config) -> None:  # it imports what takes seconds, once the fla
         teacher = load_teacher(config.models, data, run.teacher_dtype, run.loading_device)
     held_out = HeldOut(teacher, tokenizer, data, config.evaluation)
 
-    divergence = SkewForwardKL(config.alpha)
+    divergence = SkewForwardKL(config.alpha, config.kl_temperature)
     objective = config.cross_entropy_weight * CrossEntropy() + config.skew_forward_kl_weight * divergence
     objective += router_balance(student, config.models.router_balance_weight)
     distiller = run.setup(Distiller(student, objective, kernel=config.run.kernel), teacher)

@@ -23,6 +23,8 @@ class Config:
     """Weight of the divergence per token. [1]"""
     alpha: float = 0.1
     """Share of the student in the mixture; 0 is reverse KL. [0.1]"""
+    kl_temperature: float = 1.0
+    """Divides both models' logits in the divergence, which is multiplied by its square."""
     models: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     run: RunConfig = field(default_factory=RunConfig)
@@ -51,7 +53,7 @@ def main(config: Config) -> None:  # it imports what takes seconds, once the fla
         teacher = load_teacher(config.models, data, run.teacher_dtype, run.loading_device)
     held_out = HeldOut(teacher, tokenizer, data, config.evaluation)
 
-    divergence = SkewReverseKL(config.alpha)
+    divergence = SkewReverseKL(config.alpha, temperature=config.kl_temperature)
     objective = config.cross_entropy_weight * CrossEntropy() + config.skew_reverse_kl_weight * divergence
     objective += router_balance(student, config.models.router_balance_weight)
     distiller = run.setup(Distiller(student, objective, kernel=config.run.kernel), teacher)

@@ -23,6 +23,8 @@ class Config:
     """Weight of cross entropy per token of the dataset's response. [1]"""
     universal_logit_weight: float = 1.5
     """Weight of the distance of sorted probabilities per token of the student, 0 where none of the teacher's meets it. [1.5]"""
+    kl_temperature: float = 1.0
+    """Divides both models' logits in the distance, which is multiplied by its square."""
     models: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     run: RunConfig = field(default_factory=RunConfig)
@@ -51,7 +53,8 @@ def main(config: Config) -> None:  # it imports what takes seconds, once the fla
     if run.is_main:
         print(f"The teacher speaks about {teacher.aligned_share:.1%} of the student's response tokens", flush=True)
 
-    objective = config.cross_entropy_weight * CrossEntropy() + config.universal_logit_weight * UniversalLogit()
+    divergence = UniversalLogit(config.kl_temperature)
+    objective = config.cross_entropy_weight * CrossEntropy() + config.universal_logit_weight * divergence
     objective += router_balance(student, config.models.router_balance_weight)
     distiller = run.setup(Distiller(student, objective, kernel=config.run.kernel), teacher)
     before = run.once("before.json", lambda: held_out.scores(student))

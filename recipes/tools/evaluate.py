@@ -35,7 +35,7 @@ class Config:
     """Each draws one response a prompt; the table shows mean and standard deviation. [10 20 30 40 50]"""
     max_new_tokens: int = 256
     """Tokens after which a response is cut. [256]"""
-    temperature: float = 1.0
+    sampling_temperature: float = 1.0
     """Divides the logits when sampling; 0 is greedy and takes one seed. [1]"""
     top_p: float = 1.0
     """Probability mass that sampling keeps. [1]"""
@@ -97,8 +97,8 @@ def main(config: Config) -> None:  # it imports what takes seconds, once the fla
     def load(name: str) -> nn.Module:
         return nn.Module.to(load_model(name, dtype, None, config.trust_remote_code), device)
 
-    sampling = Sampling(config.max_new_tokens, config.temperature, config.top_p)
-    seeds = config.seeds if config.temperature > 0 else config.seeds[:1]
+    sampling = Sampling(config.max_new_tokens, config.sampling_temperature, config.top_p)
+    seeds = config.seeds if config.sampling_temperature > 0 else config.seeds[:1]
     evaluations: dict[str, Evaluation] = {}
     console = Console(width=None if Console().is_terminal else 100)
     with Progress(console=console, transient=True) as progress:
@@ -116,7 +116,7 @@ def main(config: Config) -> None:  # it imports what takes seconds, once the fla
             if config.output is not None:
                 scores = {name: asdict(value) for name, value in evaluations.items()}
                 write_json(config.output, {"config": asdict(config), "evaluations": scores}, indent=2)
-    seed_text = f"seeds {', '.join(map(str, seeds))}" if config.temperature > 0 else "greedy"
+    seed_text = f"seeds {', '.join(map(str, seeds))}" if config.sampling_temperature > 0 else "greedy"
     if suite is None:
         title = f"{len(sets[''])} {config.split} examples, {seed_text}"
         console.print(checkpoints_table(evaluations, title=title))
