@@ -20,6 +20,7 @@ _HOUSEKEEPING = {
     "discriminator_gradient_norm",
     "learning_rate",
     "tokens",
+    "tokens_read",
     "tokens_per_second",
 }
 

@@ -28,8 +28,8 @@ Result = TypeVar("Result")
 # What may differ between a run and its resumption: no bit of the training depends on it. How many steps there are is
 # compared where the data are known (`lengthen`); of other processes, a checkpoint tells what that changes.
 _FREE_TO_CHANGE = {
-    "resume", "output_dir", "keep_checkpoints", "save_every", "log_to", "export", "on_nonfinite", "steps", "epochs",
-    "devices", "num_nodes", "strategy",
+    "resume", "output_dir", "keep_checkpoints", "save_every", "log_to", "export", "export_dtype", "push_to_hub", "on_nonfinite",
+    "steps", "epochs", "devices", "num_nodes", "strategy",
 }  # fmt: skip
 
 
