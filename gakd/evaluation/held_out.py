@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from gakd.data import Data, Example, spread
 from gakd.data.ends import end_ids
+from gakd.errors import RunError
 from gakd.evaluation.card import write_card
 from gakd.evaluation.evaluate import Evaluation, evaluate
 from gakd.evaluation.plots import plot_metrics
@@ -28,7 +29,6 @@ from gakd.evaluation.teacher_metrics import (
     teacher_cross_entropy,
 )
 from gakd.evaluation.text_metrics import corpus_rouge_l
-from gakd.errors import RunError
 from gakd.files import write_json
 from gakd.models.export import write_folder
 from gakd.models.hub import push
@@ -192,15 +192,10 @@ def conclude(folder: Path, student: nn.Module, held_out: HeldOut, before: dict[s
             completions[label] = evaluations[name].predictions[: len(shown)]
     console.print(completions_table([example.row.instruction for example in shown], completions))
     console.print(comparison_table(evaluations, title="Held-out test split, before and after training"))
-    console.print(
-        f"student: {exported}\ncard:    {exported / 'README.md'}\ncurves:  {folder / 'curves.png'}\nmetrics: {folder / 'metrics.csv'}",
-        soft_wrap=True,
-    )
+    console.print(f"student: {exported}\ncard:    {exported / 'README.md'}", soft_wrap=True)
+    console.print(f"curves:  {folder / 'curves.png'}\nmetrics: {folder / 'metrics.csv'}", soft_wrap=True)
     if about.push_to_hub is not None:
         try:
-            address = push(
-                exported, about.push_to_hub, f"A student distilled by gakd {about.versions.get('gakd', '')}".rstrip()
-            )
-            console.print(f"hub:     {address}", soft_wrap=True)
+            console.print(f"hub:     {push(exported, about.push_to_hub)}", soft_wrap=True)
         except RunError as error:
             warnings.warn(str(error), stacklevel=2)

@@ -40,7 +40,7 @@ def check_push(repository: str) -> str | None:
     return None
 
 
-def push(folder: Path, repository: str, message: str) -> str:
+def push(folder: Path, repository: str) -> str:
     """Upload a model's folder and return its address. A repository that there is not yet becomes a private one.
 
     RunError for whatever the hub or the network answers: the folder stays as it is, and the line has the command that
@@ -49,7 +49,7 @@ def push(folder: Path, repository: str, message: str) -> str:
     try:
         api = HfApi()
         made = api.create_repo(repository, private=True, exist_ok=True)
-        api.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message=message)
+        api.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message="A student distilled by gakd")
     except Exception as error:
         by_hand = shlex.join(["hf", "upload", repository, str(folder), ".", "--private"])
         raise RunError(

@@ -41,7 +41,8 @@ def check_run(config: RunConfig, recipe_config: Any) -> None:
     """Refuse a run that cannot be, warn of one that may not be meant: before processes start and before models are loaded.
 
     `recipe_config` is the dataclass of all flags. Raises InputError for what `check_flags` refuses, for devices that the machine
-    does not have, for a push that the hub would refuse, and for tokenizers that cannot be loaded. Of several processes, the first one alone looks at models.
+    does not have, for a push that the hub would refuse, and for tokenizers that cannot be loaded. Of several processes, the
+    first one alone looks at models.
     """
     check_flags(config)
     check_flags(recipe_config)
