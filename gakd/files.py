@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 # What is no path: a name, a hub id, one of its configurations.
-_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
+_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:[\w.-]+)?")
 _DIGEST = "digest"
 
 

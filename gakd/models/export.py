@@ -87,7 +87,7 @@ def _round(kind: Any, dtype: Any, folder: Path, end: int | list[int] | None, pad
     for file in folder.glob("*.safetensors*"):  # which the loaded weights may still be a view of, so never written over
         file.unlink()
     _save(rounded, folder, end, padding)
-    prove_values(rounded, folder)
+    prove_values(rounded, dtype, folder)
 
 
 def _sign(folder: Path) -> None:
