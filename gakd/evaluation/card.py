@@ -40,6 +40,7 @@ def write_card(exported: Path, about: About, evaluations: Mapping[str, Evaluatio
         rows=[(_label(m), [_cell(one, m) for one in evaluations.values()]) for m in shown],
         measured=measured,
         licence=about.licence.get("license_name") or about.licence.get("license"),
+        link=about.licence.get("license_link"),
         code=_code,
     )
     card = ModelCard(f"---\n{_metadata(name, about, evaluations['after'])}\n---\n\n{text.rstrip()}\n")
@@ -63,7 +64,7 @@ def _metadata(name: str, about: About, after: Evaluation) -> ModelCardData:
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["distillation", "gakd", *([about.recipe] if about.recipe not in (None, "gakd") else [])],
-        model_name=name,
+        model_name=name if results else None,
         eval_results=results or None,
         license=about.licence.get("license"),
         license_name=about.licence.get("license_name"),

@@ -1,43 +1,19 @@
-"""A push to the hub: refused before training where it cannot be, never at the cost of the run. The hub's client is a stub
-with the signatures of the real one.
-"""
+"""A push to the hub: refused before training where it cannot be, never at the cost of the run."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from unittest.mock import create_autospec
-
 import httpx2
 import pytest
-from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError
 
 from gakd.errors import InputError, RunError
 from gakd.models import hub
-
-WRITES = {"name": "me", "auth": {"accessToken": {"role": "write"}}}
+from tests.hub_stub import stub_hub
 
 
 @pytest.fixture
 def api(monkeypatch):
-    """The hub, which knows the token and has room."""
-    stub = create_autospec(HfApi, instance=True)
-    stub.whoami.return_value = WRITES
-    stub.create_repo.side_effect = lambda repo_id, **_: Repository(repo_id)
-    monkeypatch.setattr(hub, "HfApi", lambda: stub)
-    monkeypatch.setattr(hub, "get_token", lambda: "a token")
-    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
-    return stub
-
-
-class Repository(SimpleNamespace):
-    """What the client makes of a new repository: with its owner."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__(repo_id=name if "/" in name else f"me/{name}")
-
-    def __str__(self) -> str:
-        return f"HUB/{self.repo_id}"
+    return stub_hub(monkeypatch)
 
 
 def answer(status: int) -> HfHubHTTPError:
