@@ -7,11 +7,14 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 from collections.abc import Set
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
+# What is no path: a name, a hub id, one of its configurations.
+_NAME = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?(:[\w.-]+)?")
 _DIGEST = "digest"
 
 
@@ -37,6 +40,13 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def last_name(text: str) -> str:
+    """A path by its last name, for what others read; a name or a hub id as it is."""
+    if "/" not in text or (_NAME.fullmatch(text) and not os.path.exists(text)):
+        return text
+    return Path(text).name or text
 
 
 def write_sealed(path: Path, value: dict[str, Any]) -> None:

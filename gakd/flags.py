@@ -6,7 +6,7 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,6 +85,20 @@ def flags_of(config: Any) -> Iterator[tuple[str, Any]]:
             yield from flags_of(value)
         else:
             yield field.name, value
+
+
+def words_of(config: Any, defaults: Any, left_out: Set[str] = frozenset()) -> list[str]:
+    """The flags of a command line that makes `config` out of `defaults`, another one of its class."""
+    before, words = dict(flags_of(defaults)), list[str]()
+    for name, value in flags_of(config):
+        if name in left_out or value == before[name]:
+            continue
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            words += [f"--{flag}", *map(str, value if isinstance(value, (tuple, list)) else [value])]
+    return words
 
 
 def _holds_secret(text: str) -> bool:

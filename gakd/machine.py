@@ -6,6 +6,7 @@ import importlib.util
 import os
 import resource
 import sys
+from importlib import metadata
 from pathlib import Path
 
 
@@ -22,6 +23,14 @@ def memory() -> int:
 def peak_memory() -> int:
     """Bytes: the largest resident set of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def version_of(package: str) -> str | None:
+    """None where it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def has_triton() -> bool:

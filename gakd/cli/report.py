@@ -51,5 +51,5 @@ def main(config: ReportConfig) -> None:
     warnings += [f"{run.folder}: {warning}" for run in runs for warning in run.warnings] + group_warnings(groups)
     for warning in warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    write_whole(config.output, html(groups, warnings, config.completions))
+    write_whole(config.output, html(groups, warnings, config.completions, config.output.parent))
     print(f"{config.output}: {len(runs)} run{'s' * (len(runs) > 1)} in {len(groups)} group{'s' * (len(groups) > 1)}")

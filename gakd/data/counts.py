@@ -20,15 +20,19 @@ def counts(summary: Summary, max_length: int) -> dict[str, Any]:
         "rows": summary.rows, "kept": summary.kept, "cut": summary.cut, "max_length": max_length,
         "left_out": {reason: list(found) for reason, found in summary.left_out.items()},
         "examples": len(examples), "supervised": int(examples.column("supervised").sum()),
-        "length": _spread(lengths), "prompt_length": _spread(prompts),
+        "length": _spread(lengths), "prompt_length": _spread(prompts), "response_length": _spread(lengths - prompts),
         "histogram": _histogram(lengths, edges), "prompt_histogram": _histogram(prompts, edges),
     }  # fmt: skip
 
 
 def _spread(lengths: np.ndarray) -> dict[str, int]:
+    """Mean, quantiles and maximum of some lengths, in tokens."""
     if not len(lengths):
-        return {"mean": 0, "median": 0, "longest": 0}
-    return {"mean": round(float(lengths.mean())), "median": int(np.median(lengths)), "longest": int(lengths.max())}
+        return dict.fromkeys(("mean", "p10", "median", "p90", "longest"), 0)
+    low, middle, high = (int(value) for value in np.quantile(lengths, (0.1, 0.5, 0.9)))
+    return {
+        "mean": round(float(lengths.mean())), "p10": low, "median": middle, "p90": high, "longest": int(lengths.max()),
+    }  # fmt: skip
 
 
 def _histogram(lengths: np.ndarray, edges: list[int]) -> list[list[int]]:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from gakd.data import Data, Example, spread
 from gakd.data.ends import end_ids
-from gakd.errors import InputError
+from gakd.errors import InputError, RunError
+from gakd.evaluation.card import write_card
 from gakd.evaluation.config import EvaluationConfig
 from gakd.evaluation.evaluation import Evaluation, evaluate
 from gakd.evaluation.plots import plot_metrics
@@ -29,9 +32,11 @@ from gakd.evaluation.teacher_metrics import (
 from gakd.evaluation.text_metrics import corpus_rouge_l
 from gakd.files import write_json
 from gakd.models.export import write_folder
+from gakd.models.hub import push
 from gakd.models.lora import base_of
 from gakd.models.mode import device_of
 from gakd.models.sharding import is_sharded
+from gakd.run.about import read_about
 from gakd.run.measuring import as_measured
 from gakd.run.ranks import Ranks, all_ranks
 from gakd.samplers.config import Sampling
@@ -135,13 +140,16 @@ class HeldOut:
 
 
 def conclude(folder: Path, student: nn.Module, held_out: HeldOut, before: dict[str, Any], main: bool = True) -> None:
-    """Export the student, evaluate it again, and print and save what changed: tables, completions, curves.
+    """Export the student, evaluate it again, and print and save what changed: tables, completions, curves, its model card.
 
-    Every rank calls this, and the `main` one writes and prints. The student is measured in the precision of `before`.
+    Every rank calls this, and the `main` one writes and prints. The student is measured in the precision of `before`, and
+    exported in the dtype that its run was asked for. Last of all it goes to the hub, where the run was asked for that; a
+    warning says why it did not arrive.
     """
-    exported = folder / "student"
+    exported, about = folder / "student", read_about(folder)
+    dtype = None if about.export_dtype is None else getattr(torch, about.export_dtype)
     if main or is_sharded(base_of(student)):  # a sharded one is gathered from all
-        write_folder(student, held_out.tokenizer, exported, end_ids(held_out.tokenizer, student))
+        write_folder(student, held_out.tokenizer, exported, end_ids(held_out.tokenizer, student), dtype=dtype)
     terminal = Console()
     console = terminal if terminal.is_terminal else Console(width=100)
     console.quiet = not main
@@ -154,6 +162,11 @@ def conclude(folder: Path, student: nn.Module, held_out: HeldOut, before: dict[s
     evaluations = {"before": Evaluation(**before["student"]), "after": after}
     if "teacher" in before:
         evaluations["teacher"] = Evaluation(**before["teacher"])
+    measured = (
+        f"{len(held_out.test)} examples of the held-out test split; the text of the first {len(after.predictions)} of them, "
+        f"sampled at temperature {held_out.config.temperature:g}"
+    )
+    write_card(exported, about, evaluations, measured)
     plot_metrics(folder / "metrics.csv", folder / "curves.png")
     shown = held_out.test[: min(SHOWN_COMPLETIONS, len(after.predictions))]
     completions = {"reference": [example.row.responses[0] for example in shown]}
@@ -163,6 +176,10 @@ def conclude(folder: Path, student: nn.Module, held_out: HeldOut, before: dict[s
             completions[label] = evaluations[name].predictions[: len(shown)]
     console.print(completions_table([example.row.instruction for example in shown], completions))
     console.print(comparison_table(evaluations, title="Held-out test split, before and after training"))
-    console.print(
-        f"student: {exported}\ncurves:  {folder / 'curves.png'}\nmetrics: {folder / 'metrics.csv'}", soft_wrap=True
-    )
+    console.print(f"student: {exported}\ncard:    {exported / 'README.md'}", soft_wrap=True)
+    console.print(f"curves:  {folder / 'curves.png'}\nmetrics: {folder / 'metrics.csv'}", soft_wrap=True)
+    if about.push_to_hub is not None:
+        try:
+            console.print(f"hub:     {push(exported, about.push_to_hub)}", soft_wrap=True)
+        except RunError as error:
+            warnings.warn(str(error), stacklevel=2)

@@ -121,7 +121,11 @@ def _number(cell: str | None) -> float | None:
 
 def own_panels(series: Iterable[str]) -> list[Panel]:
     """Panels of columns that `PANELS` does not name: a user's own term, say."""
-    known = {name for panel in PANELS for name in panel.series} | {"tokens", "padding"}  # these are the data's doing
+    known = {name for panel in PANELS for name in panel.series} | {
+        "tokens",
+        "tokens_read",
+        "padding",
+    }  # these are the data's doing
     names = dict.fromkeys(name.removeprefix(VALID) for name in series)
     return [Panel(name.replace("_", " ").capitalize(), "", (name,)) for name in names if name not in known]
 

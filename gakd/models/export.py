@@ -11,15 +11,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import distributed, nn
 from torch.distributed.tensor import DTensor
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
-from gakd.files import follow_umask
+from gakd.files import follow_umask, read_json, write_json
+from gakd.machine import version_of
 from gakd.models.disk import room_for
 from gakd.models.errors import ModelError
 from gakd.models.precision import single_copy
-from gakd.models.read_back import prove_folder, text_logits
+from gakd.models.read_back import prove_folder, prove_values, text_logits
 
 _AGAIN = "make room there, or make it writable, then run again; a training run with --resume"
 
@@ -30,6 +32,7 @@ def write_folder(
     folder: str | Path,
     ends: Sequence[int] = (),
     prove: bool = True,
+    dtype: torch.dtype | None = None,
 ) -> Path:
     """Write weights (LoRA merged into a copy, in fp32), config, generation config and tokenizer to `folder`, replacing it.
 
@@ -39,7 +42,10 @@ def write_folder(
     Written beside its place and renamed, so that a crash leaves the old folder or the new one, never half of one. A model that
     is sharded over ranks is gathered on the CPU of rank 0, which writes it; every rank calls this.
 
-    What is written is loaded again and compared with the model (`prove_folder`), unless `prove` is False. Where they differ,
+    Its weights are in `dtype`, or in the model's own where none is given. Its config.json names the versions that wrote it.
+
+    What is written is loaded again and compared with the model (`prove_folder`), unless `prove` is False; what is then rounded
+    to another `dtype` must come back with the bits that rounding gave it (`prove_values`). Where they differ,
     the new folder is kept as `NAME-unproven` and ModelError says what is wrong; an old folder stays. It stays as well where the
     disk is full or cannot be written, which is a RunError.
     """
@@ -55,19 +61,43 @@ def write_folder(
     expected_NV = text_logits(model) if prove else None
     merged: Any = model.merge_and_unload() if adapted else model  # type: ignore[operator]
     every: Any = list(ends) or [tokenizer.eos_token_id]
+    end = every if len(every) > 1 else every[0]
     before = "what was there before is intact. " if folder.exists() else ""
     with room_for(folder, f"{before}{_AGAIN}"), _replacing(folder) as scratch:
-        _save(merged, scratch, every if len(every) > 1 else every[0], cast(Any, tokenizer.pad_token_id))
+        _save(merged, scratch, end, cast(Any, tokenizer.pad_token_id))
         tokenizer.save_pretrained(scratch)
-        if expected_NV is not None:
-            try:
+        try:
+            if expected_NV is not None:
                 prove_folder(type(merged), merged.dtype, expected_NV, scratch)
-            except ModelError as error:
-                kept = folder.with_name(f"{folder.name}-unproven")
-                shutil.rmtree(kept, ignore_errors=True)
-                scratch.rename(kept)
-                raise ModelError(f"{error}; it is kept as {kept}") from error
+            if dtype not in (None, merged.dtype):
+                _round(type(merged), dtype, scratch, end, cast(Any, tokenizer.pad_token_id))
+        except ModelError as error:
+            kept = folder.with_name(f"{folder.name}-unproven")
+            shutil.rmtree(kept, ignore_errors=True)
+            scratch.rename(kept)
+            raise ModelError(f"{error}; it is kept as {kept}") from error
+        _sign(scratch)
     return folder
+
+
+def _round(kind: Any, dtype: Any, folder: Path, end: int | list[int] | None, padding: int | None) -> None:
+    """Weights of a folder in another dtype, as transformers rounds them when it loads: what a class keeps in fp32 stays so."""
+    with torch.random.fork_rng(devices=[]):
+        rounded = kind.from_pretrained(folder, dtype=dtype)
+    for file in folder.glob("*.safetensors*"):  # which the loaded weights may still be a view of, so never written over
+        file.unlink()
+    _save(rounded, folder, end, padding)
+    prove_values(rounded, dtype, folder)
+
+
+def _sign(folder: Path) -> None:
+    """Into config.json, beside transformers' own version, those of what has trained and written the weights."""
+    config = read_json(folder / "config.json") or {}
+    write_json(
+        folder / "config.json",
+        config | {"gakd_version": version_of("gakd"), "torch_version": version_of("torch")},
+        indent=2,
+    )
 
 
 def clear_killed(folder: Path) -> None:

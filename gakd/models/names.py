@@ -47,14 +47,20 @@ def resolve(name: str) -> str:
         raise ModelError(
             f"no model folder at {name!r}: give a Hugging Face folder, a hub id or a name such as Qwen3-0.6B"
         )
-    if "/" in name:
-        return name
-    for prefix, owner in _OWNERS.items():
-        if name.startswith(prefix):
-            return f"{owner}/{name}"
+    if (found := hub_id(name)) is not None:
+        return found
     raise ModelError(
         f"unknown model {name!r}: give a folder, a hub id owner/name, or a name that starts with {', '.join(sorted(_OWNERS))}"
     )
+
+
+def hub_id(name: str) -> str | None:
+    """Where the hub has a model of this name, whether or not this machine reaches it; None for a folder, and an unknown name."""
+    if existing_folder(name) is not None or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        return None
+    if "/" in name:
+        return name
+    return next((f"{owner}/{name}" for prefix, owner in _OWNERS.items() if name.startswith(prefix)), None)
 
 
 def existing_folder(name: str) -> Path | None:

@@ -24,6 +24,22 @@ def text_logits(model: nn.Module) -> Tensor:
     return logits.flatten(0, 1)[batch.rows_N].double().cpu()
 
 
+def prove_values(model: PreTrainedModel, dtype: torch.dtype, folder: Path) -> None:
+    """ModelError where the model in `folder` is not this one of `dtype` bit by bit, and where a weight of it is not finite."""
+    with torch.random.fork_rng(devices=[]):
+        found = cast(Any, type(model)).from_pretrained(folder, dtype=dtype).state_dict()
+    own = model.state_dict()
+    kind, name_of = type(model).__name__, str(dtype).removeprefix("torch.")
+    if beyond := [name for name, weight in own.items() if not torch.isfinite(weight).all()]:
+        raise ModelError(
+            f"{kind} does not fit {name_of}: {beyond[0]} has values beyond it; give another --export-dtype"
+        )
+    if other := [name for name in own if name not in found or not torch.equal(own[name], found[name])]:
+        raise ModelError(
+            f"what is exported of {kind} in {name_of} is not what was rounded: {other[:3]} are read back otherwise"
+        )
+
+
 def prove_folder(kind: type[PreTrainedModel], dtype: torch.dtype, expected_NV: Tensor, folder: Path) -> None:
     """ModelError where the model in `folder` is not the one whose `text_logits` are expected: a weight lost, another function.
 

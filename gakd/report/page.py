@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.resources import files
+from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -16,7 +17,7 @@ from gakd.report.figures import charts
 from gakd.report.game import healths
 from gakd.report.groups import Group
 from gakd.report.samples import samples
-from gakd.report.tables import run_rows, scores, setting_rows
+from gakd.report.tables import objective_rows, run_rows, scores, setting_rows
 
 
 def _breakable(title: str) -> Markup:
@@ -24,8 +25,8 @@ def _breakable(title: str) -> Markup:
     return Markup("<wbr>").join(re.split(r"(?<=[‖_.])", title))
 
 
-def html(groups: Sequence[Group], warnings: Sequence[str], completions: int) -> str:
-    """The whole document; nothing in it is fetched from anywhere."""
+def html(groups: Sequence[Group], warnings: Sequence[str], completions: int, beside: Path) -> str:
+    """The whole document; nothing in it is fetched from anywhere. It is written into the folder `beside`."""
     environment = Environment(
         loader=PackageLoader("gakd.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
@@ -49,7 +50,8 @@ def html(groups: Sequence[Group], warnings: Sequence[str], completions: int) -> 
         healths=healths(groups),
         samples=samples(groups, completions),
         settings=setting_rows(groups),
-        run_rows=run_rows(groups),
+        objectives=objective_rows(groups),
+        run_rows=run_rows(groups, beside),
         data_rows=data_rows(groups),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )

@@ -20,6 +20,7 @@ _HOUSEKEEPING = {
     "discriminator_gradient_norm",
     "learning_rate",
     "tokens",
+    "tokens_read",
     "tokens_per_second",
 }
 
@@ -45,6 +46,8 @@ class RunData:
     wall_seconds: float | None  # from the first file to the last; None where the times of the files cannot be the run's
     warnings: list[str] = field(default_factory=list)
     data: dict[str, Any] = field(default_factory=dict)  # counts of its splits; empty where the run did not keep them
+    objective: str | None = None  # its formula; None where the run did not keep it
+    card: Path | None = None  # of its exported student, where there is one
 
     @property
     def seed(self) -> Any:
@@ -86,6 +89,7 @@ def read_run(folder: Path) -> RunData:
         folder, config, recipe if isinstance(recipe, str) and recipe else None, metrics, before, after, teacher,
         prompts, _wall_seconds(folder, metrics), warnings,
         (_json(folder / "data_summary.json", warnings) or {}) if (folder / "data_summary.json").exists() else {},
+        _objective(folder / "about.json", warnings), card if (card := folder / "student" / "README.md").exists() else None,
     )  # fmt: skip
     if not (folder / "after.json").exists():
         of = "" if run.planned_steps is None else f" of {run.planned_steps}"
@@ -156,6 +160,12 @@ def _metrics(path: Path, warnings: list[str]) -> dict[str, Series]:
     if broken:
         warnings.append(f"metrics.csv has {broken} row{'s' * (broken > 1)} with a number that is not finite")
     return series
+
+
+def _objective(path: Path, warnings: list[str]) -> str | None:
+    """What a run keeps of itself (`gakd.run.about`); older ones keep nothing."""
+    formula = (_json(path, warnings) or {}).get("objective") if path.exists() else None
+    return formula if isinstance(formula, str) and formula else None
 
 
 def _wall_seconds(folder: Path, metrics: Mapping[str, Series]) -> float | None:

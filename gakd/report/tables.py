@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from gakd.evaluation.evaluation import Evaluation
 from gakd.evaluation.report import METRICS, Metric, rounded
@@ -59,14 +62,17 @@ class RunRow(NamedTuple):
     status: str
     steps: str
     tokens: str
+    read: str
     padding: str
     pace: str
     wall: str
+    card: str  # where it is, from the page; empty where there is none
 
 
-def run_rows(groups: Sequence[Group]) -> list[RunRow]:
+def run_rows(groups: Sequence[Group], beside: Path) -> list[RunRow]:
+    """`beside`: the folder of the page, from which links lead."""
     return [
-        _run_row(name, index, run)
+        _run_row(name, index, run, beside)
         for index, group in enumerate(groups)
         for name, run in zip(group.names, group.runs, strict=True)
     ]
@@ -161,12 +167,25 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _run_row(name: str, index: int, run: RunData) -> RunRow:
+def objective_rows(groups: Sequence[Group]) -> list[tuple[int, str, str]]:
+    """Place, label and formula of each group that has kept one: of its first run, since its runs have the same settings."""
+    formulas = [next((run.objective for run in group.runs if run.objective), None) for group in groups]
+    return [
+        (index, group.label, formula)
+        for index, (group, formula) in enumerate(zip(groups, formulas, strict=True))
+        if formula is not None
+    ]
+
+
+def _run_row(name: str, index: int, run: RunData, beside: Path) -> RunRow:
     tokens, padding = column_series(run, "tokens")[1], column_series(run, "padding")[1]
+    read = column_series(run, "tokens_read")[1]
     pace = column_series(run, "tokens_per_second")[1]
     of = "" if run.planned_steps is None else f" of {run.planned_steps}"
     return RunRow(
         name, index, _text(run.seed), "finished" if run.finished else "unfinished", f"{run.step}{of}",
-        f"{sum(tokens):,.0f}" if tokens else "–", f"{100 * fmean(padding):.1f} %" if padding else "–",
+        f"{sum(tokens):,.0f}" if tokens else "–", f"{sum(read):,.0f}" if read else "–",
+        f"{100 * fmean(padding):.1f} %" if padding else "–",
         f"{pace[-1]:,.0f}" if pace else "–", "–" if run.wall_seconds is None else duration(run.wall_seconds),
+        "" if run.card is None else quote(Path(os.path.relpath(run.card.resolve(), beside.resolve())).as_posix()),
     )  # fmt: skip

@@ -59,6 +59,10 @@ class RunConfig:
     """Where metrics go beside metrics.csv."""
     export: Literal["last", "best"] = "last"
     """Student that is evaluated and exported at the end: of the last step, or of the highest validation ROUGE-L."""
+    export_dtype: Literal["float32", "bfloat16", "auto"] = "float32"
+    """Of the exported weights: what was trained and measured, or rounded; auto: as the student's base has them."""
+    push_to_hub: str | None = None
+    """NAME or OWNER/NAME on the Hugging Face hub to which the finished student goes, private if it is new."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """At a loss or gradient that is not finite: stop, with the step kept in nonfinite/; or leave the step out."""
     devices: int = 1

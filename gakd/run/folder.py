@@ -31,8 +31,8 @@ _SCHEDULE = ("steps", "epochs", "lr_schedule", "min_learning_rate", "decay_steps
 # What may differ between a run and its resumption: no bit of the training depends on it. Of other processes, a checkpoint
 # tells what that changes.
 _FREE_TO_CHANGE = {
-    "resume", "output_dir", "keep_checkpoints", "save_every", "log_to", "project", "run_name", "export", "on_nonfinite",
-    "devices", "num_nodes", "strategy", *_SCHEDULE,
+    "resume", "output_dir", "keep_checkpoints", "save_every", "log_to", "project", "run_name", "export", "export_dtype",
+    "push_to_hub", "on_nonfinite", "devices", "num_nodes", "strategy", *_SCHEDULE,
 }  # fmt: skip
 
 

@@ -19,6 +19,7 @@ from gakd.flags import flags_of
 from gakd.logging.loggers import check_installed
 from gakd.machine import is_first_process, memory
 from gakd.models.config import ModelConfig
+from gakd.models.hub import check_push
 from gakd.models.loading import load_tokenizer, window_of
 from gakd.planning.config import GB, PlanConfig
 from gakd.planning.estimate import largest_micro_batch, plan
@@ -42,7 +43,8 @@ def check_run(config: RunConfig, recipe_config: Any) -> None:
     """Refuse a run that cannot be, warn of one that may not be meant: before processes start and before models are loaded.
 
     `recipe_config` is the dataclass of all flags. Raises InputError for what `check_flags` refuses, for devices that the machine
-    does not have, and for tokenizers that cannot be loaded. Of several processes, the first one alone looks at models.
+    does not have, for a push that the hub would refuse, and for tokenizers that cannot be loaded. Of several processes, the
+    first one alone looks at models.
     """
     check_flags(config)
     check_flags(recipe_config)
@@ -54,6 +56,8 @@ def check_run(config: RunConfig, recipe_config: Any) -> None:
         if config.export == "best" and name in {"evaluate_every", "valid_text_examples"} and not value:
             flag = f"--{name.replace('_', '-')}"
             raise InputError(f"--export best chooses by the ROUGE-L of validations: set {flag} above 0")
+    if config.push_to_hub is not None and is_first_process() and (unreached := check_push(config.push_to_hub)):
+        warnings.warn(unreached, stacklevel=2)
     models, data = group_of(recipe_config, ModelConfig), group_of(recipe_config, DataConfig)
     if models is None or not is_first_process():
         return

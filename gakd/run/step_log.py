@@ -95,7 +95,12 @@ class StepLog:
             self.say(f"warning: {warning}")
         if self._metrics is not None:
             tokens = sum(counts.tokens for counts in self._counts.values())
-            row = means | {"padding": 1 - self._read / self._positions} | self.notes | {"tokens": tokens}
+            row = (
+                means
+                | {"padding": 1 - self._read / self._positions}
+                | self.notes
+                | {"tokens": tokens, "tokens_read": self._read}
+            )
             if self._view.pace.steps > 1:
                 row["tokens_per_second"] = self._view.pace.tokens_per_second()
             with self._noting_trouble():

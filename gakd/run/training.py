@@ -23,6 +23,7 @@ from gakd.models.fingerprints import untrained_mark
 from gakd.models.sharding import whole
 from gakd.objective import Counts, Objective
 from gakd.run import checkpoint
+from gakd.run.about import write_about
 from gakd.run.checkpoints import RunCheckpoints
 from gakd.run.config import RunConfig, learning_rate_at, total_steps
 from gakd.run.exchange import sum_, sum_flat_, take_from_main_
@@ -126,6 +127,8 @@ class Run:
             expect_gradients(self.fabric, distiller.student)
         if self.is_main:  # before anything is cut over ranks
             self._marks |= marks_of(distiller, teacher)
+            objective = str(distiller.objective) if isinstance(distiller, Distiller) else None
+            write_about(self.folder, config, self._recipe_config, self._recipe, objective)
         student = distiller.student if isinstance(distiller, Distiller) else distiller
         if compiles(config.compile, self.device):
             for model in (student, getattr(teacher, "model", None)):

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 
 import pytest
 import torch
+import transformers
+from safetensors.torch import load_file
 from torch import nn
-from transformers import GenerationConfig
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from gakd.models import ModelConfig, ModelError, add_lora, load_model, load_student, write_folder
+from gakd.models import export as exporting
 from gakd.models.lora import linear_layers, lora_text
 from gakd.models.parts import idle_parameters
 from gakd.models.rehearsal import prove_student
@@ -180,3 +184,76 @@ def test_what_a_killed_export_left_is_removed_by_the_next(tmp_path):
     (tmp_path / ".students").mkdir()
     write_folder(tiny_model("Qwen3"), tokenizer(), tmp_path / "student")
     assert sorted(path.name for path in tmp_path.iterdir()) == [".students", "student"]
+
+
+# ---- its dtype, and who wrote it ----
+
+
+@pytest.mark.parametrize(("name", "rank"), [("Qwen3", 0), ("Qwen3", 4), ("DeepSeek-V3", 0)])
+def test_weights_are_rounded_once_and_to_nothing_else(name, rank, tmp_path):
+    """Against torch's own rounding of what fp32 exports; of DeepSeek-V3's routers the biases stay in fp32, as its class asks."""
+    student = add_lora(tiny_model(name), rank, 8, 0.0) if rank else tiny_model(name)
+    if rank:
+        for weight_name, weight in student.named_parameters():
+            if "lora_B" in weight_name:
+                nn.init.normal_(weight)
+    write_folder(student, tokenizer(), tmp_path / "whole")
+    write_folder(student, tokenizer(), tmp_path / "rounded", dtype=torch.bfloat16)
+    whole, rounded = (load_file(tmp_path / folder / "model.safetensors") for folder in ("whole", "rounded"))
+    assert whole.keys() == rounded.keys()
+    kept = {key for key in whole if key.endswith("e_score_correction_bias")}
+    assert bool(kept) == (name == "DeepSeek-V3")
+    for key, weight in whole.items():
+        assert weight.dtype == torch.float32
+        assert torch.equal(rounded[key], weight if key in kept else weight.bfloat16())
+    assert next(student.parameters()).dtype == torch.float32
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "rounded", dtype="auto")
+    assert loaded.dtype == torch.bfloat16
+    assert {path.name for path in (tmp_path / "whole").iterdir()} == {
+        path.name for path in (tmp_path / "rounded").iterdir()
+    }
+
+
+def test_sixteen_bits_are_exact_in_thirty_two(tmp_path):
+    student = tiny_model("Qwen3").bfloat16()
+    write_folder(student, tokenizer(), tmp_path, dtype=torch.float32)
+    found = load_file(tmp_path / "model.safetensors")
+    assert {weight.dtype for weight in found.values()} == {torch.float32}
+    assert torch.equal(found["model.norm.weight"].bfloat16(), student.model.norm.weight)
+
+
+def test_values_beyond_a_dtype_and_a_rounding_that_is_not_written_are_noticed(tmp_path, monkeypatch):
+    large = tiny_model("Qwen3")
+    with torch.no_grad():
+        large.model.layers[0].mlp.up_proj.weight[0, 0] = 1e6
+    with pytest.raises(
+        ModelError, match=r"does not fit float16: model.layers.0.mlp.up_proj.weight has values beyond it"
+    ):
+        write_folder(large, tokenizer(), tmp_path / "large", dtype=torch.float16)
+    assert (tmp_path / "large-unproven" / "config.json").exists()
+    save, calls = exporting._save, []
+
+    def altered(model, *rest):
+        calls.append(model)
+        if len(calls) == 2:  # after the fp32 that was proven
+            model = tiny_model("Qwen3").bfloat16()
+            model.model.norm.weight.data += 1
+        save(model, *rest)
+
+    monkeypatch.setattr(exporting, "_save", altered)
+    with pytest.raises(ModelError, match=r"in bfloat16 is not what was rounded: \['model.norm.weight'\] are read back"):
+        write_folder(tiny_model("Qwen3"), tokenizer(), tmp_path / "other", dtype=torch.bfloat16)
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_configuration_names_the_versions_that_wrote_it(tmp_path):
+    write_folder(tiny_model("Qwen3"), tokenizer(), tmp_path)
+    written = json.loads((tmp_path / "config.json").read_text())
+    own = importlib.metadata.version("gakd")
+    expected = {
+        "gakd_version": own,
+        "torch_version": torch.__version__,
+        "transformers_version": transformers.__version__,
+    }
+    assert expected.items() <= written.items()
+    assert load_model(str(tmp_path)).config.gakd_version == own  # and transformers reads it
