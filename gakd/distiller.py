@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import warnings
-from typing import cast
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from gakd.adversary.adversarial import Adversarial
+from gakd.losses.checks import of_sequences, of_tokens
 from gakd.losses.divergences import CrossEntropy
 from gakd.losses.fused import token_pass, token_values
 from gakd.losses.policy_gradient import SampledTokenLoss
 from gakd.losses.router_balance import RouterBalance, asks_for_balance
 from gakd.losses.row_pass import Kernel
-from gakd.losses.term import TokenTerm
+from gakd.losses.sequence_term import SequenceRows, sequence_pass
 from gakd.models.heads import head_of, hidden_rows
 from gakd.models.lora import base_of
 from gakd.models.mode import switch_off_dropout
 from gakd.models.parts import backbone_of, experts_per_token, routed_rows
 from gakd.models.sharding import inside
-from gakd.objective import Coefficients, Objective
+from gakd.objective import Coefficients, Objective, Term, as_objective
 from gakd.types import Batch, StudentOutput, StudentRows, TeacherOutput
 from gakd.weights import Balanced
 
@@ -29,20 +30,33 @@ class Distiller(nn.Module):
     """A student and the objective it is trained on.
 
     Everything that needs the student's head happens inside `forward`, because a sharded head outside it is a fragment.
-    The adversary is held, not owned: it stays outside the wrapper, replicated and in fp32.
+    The adversary is held, not owned: it stays outside the wrapper, replicated and in fp32. Sequence terms that are modules are
+    owned: their parameters train with the student's. `objective` may be a term alone, or a list of terms to sum; `.objective`
+    is their sum. Raises TypeError for a term that could not be asked for its losses, ValueError for two adversaries.
     """
 
     def __init__(
-        self, student: nn.Module, objective: Objective, chunk_rows: int | None = None, kernel: Kernel = "auto"
+        self,
+        student: nn.Module,
+        objective: Objective | Term | Sequence[Objective | Term],
+        chunk_rows: int | None = None,
+        kernel: Kernel = "auto",
     ) -> None:
         super().__init__()
-        self.student, self.objective = student, objective
+        self.objective = objective = as_objective(objective)
+        if not objective.terms:
+            raise ValueError("an objective needs a term, got none: 0.5 * CrossEntropy() + 0.5 * ReverseKL(), say")
+        self.student = student
         head_of(student)  # proven before it is wrapped, and cut over ranks
         if chunk_rows is not None and chunk_rows < 1:
             raise ValueError(f"chunk_rows is a number of rows, at least 1, or None for the default, got {chunk_rows}")
         self.chunk_rows = chunk_rows
         self.kernel: Kernel = kernel
-        self._token_terms = cast("list[TokenTerm]", [term for term in objective if term.unit == "token"])
+        self._token_terms = tuple(of_tokens(term) for term in objective if term.unit == "token")
+        self._balances = [term for term in objective if isinstance(term, RouterBalance)]
+        others = [term for term in objective if not isinstance(term, Adversarial | RouterBalance)]
+        self._sequence_terms = tuple(of_sequences(term) for term in others if term.unit == "sequence")
+        self.sequence_modules = nn.ModuleList(term for term in self._sequence_terms if isinstance(term, nn.Module))
         adversaries = [term for term in objective if isinstance(term, Adversarial)]
         if len(adversaries) > 1:
             raise ValueError(
@@ -54,8 +68,7 @@ class Distiller(nn.Module):
                 "dropout is off: a policy gradient compares the student with what it was when it wrote, in one mode",
                 stacklevel=2,
             )
-        self._balance = next((term for term in objective if isinstance(term, RouterBalance)), None)
-        if self._balance is None and asks_for_balance(student):
+        if not self._balances and asks_for_balance(student):
             warnings.warn(
                 "the student's configuration asks for a balance of its routers (output_router_logits), the objective has none: "
                 "add router_balance(student)",
@@ -75,9 +88,9 @@ class Distiller(nn.Module):
         return inside(base_of(self.student), self._forward, batch, teacher, coefficients)
 
     def _forward(self, batch: Batch, teacher: TeacherOutput | None, coefficients: Coefficients) -> StudentOutput:
-        balance = self._balance if self._balance and coefficients.terms[self._balance.name] else None
+        balances = [term for term in self._balances if coefficients.terms[term.name] != 0]
         routers: tuple[Tensor, ...] = ()
-        if balance is None:
+        if not balances:
             hidden_NH = hidden_rows(self.student, batch)
         else:
             hidden_NH, routers = routed_rows(backbone_of(base_of(self.student)), batch)
@@ -92,12 +105,17 @@ class Distiller(nn.Module):
         token_NH, live_NH = hidden_NH, hidden_NH
         if player is not None and player.balance is not None:
             token_NH, live_NH = player.balance.watch(hidden_NH)
+        terms = [term.at(coefficients.step) for term in self._token_terms]
         tokens = token_pass(
-            token_NH, head, batch.labels_N, self._token_terms, coefficients.terms, teacher, self.chunk_rows, self.kernel,
+            token_NH, head, batch.labels_N, terms, coefficients.terms, teacher, self.chunk_rows, self.kernel,
             normalizers=readout is not None and readout.needs_log_normalizers, row_values=batch.row_values,
         )  # fmt: skip
         rows, loss, losses = None, tokens.loss, tokens.losses
-        if balance is not None:
+        if self._sequence_terms:
+            seen = SequenceRows(hidden_NH, head, teacher, batch)
+            of_sequences_loss, sequence_losses = sequence_pass(self._sequence_terms, coefficients.terms, seen)
+            loss, losses = loss + of_sequences_loss, losses | sequence_losses
+        for balance in balances:
             losses_B = balance.losses(routers, batch.attention_mask, experts_per_token(base_of(self.student)))
             loss = loss + coefficients.terms[balance.name] * losses_B.sum()
             losses = losses | {balance.name: losses_B.detach()}
@@ -106,6 +124,8 @@ class Distiller(nn.Module):
             loss = loss + sum(0.0 * parameter.sum() for parameter in self.student_map.parameters())
         if readout is not None:
             live_NR = readout.live(live_NH, head, coefficients.step_rows, tokens.log_normalizers_N)
+            if player is not None and self.training and torch.is_grad_enabled():
+                player.expect_play()
             normalizers = tokens.log_normalizers_N, tokens.teacher_log_normalizers_N
             rows = StudentRows(live_NR, hidden_NH.detach(), *normalizers)
         if self.training and torch.is_grad_enabled() and not loss.requires_grad:

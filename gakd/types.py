@@ -84,6 +84,17 @@ class Batch(NamedTuple):
         """Labels of the supervised rows."""
         return self.labels.flatten()[self.rows_N]
 
+    def sequence_sums(self, values_N: Tensor) -> Tensor:
+        """What each sequence's supervised rows sum to: `[N, ...]` to `[B, ...]`, differentiable; 0 for a sequence without any."""
+        sequence_N = self.rows_N // self.labels.shape[1]
+        return values_N.new_zeros(len(self.lengths), *values_N.shape[1:]).index_add(0, sequence_N, values_N)
+
+    def sequence_means(self, values_N: Tensor) -> Tensor:
+        """The same divided by their number."""
+        sums_B = self.sequence_sums(values_N)
+        count_B = self.sequence_sums(values_N.new_ones(len(values_N))).clamp(min=1)
+        return sums_B / count_B.view(-1, *[1] * (sums_B.dim() - 1))
+
     def to(self, device: torch.device | str) -> Batch:
         moved = {name: value.to(device, non_blocking=True) for name, value in self._tensors().items()}
         return self._replace(**moved, row_values=None if self.row_values is None else self.row_values.to(device))

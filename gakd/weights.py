@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from numbers import Real
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,21 +16,118 @@ from torch import Tensor, nn
 Weight = float | Callable[[int], float]
 
 
-def weight_at(weight: Weight, step: int) -> float:
-    """A weight's value at an optimizer step, counted from 0."""
-    return float(weight(step) if callable(weight) else weight)
+def weight_at(weight: Weight, step: int, whose: str = "a term") -> float:
+    """A weight's value at an optimizer step, counted from 0. ValueError where that is no finite number."""
+    found: Any = weight(step) if callable(weight) else weight
+    try:
+        value = float(found)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(
+            f"the weight of {whose}, {weight_text(weight)}, is {found} at step {step}: a weight is a finite number at each step"
+        )
+    return value
 
 
 def weight_text(weight: Weight) -> str:
     """As it is written: `0.5`, `ramp(0.1, start=200, steps=1)`, `my_schedule(step)`."""
     if not callable(weight):
-        return format(weight, "g")
+        return format(float(weight), "g")
     own_text = type(weight).__str__ is not object.__str__
     return str(weight) if own_text else f"{getattr(weight, '__name__', type(weight).__name__)}(step)"
 
 
+def check_weight(weight: object, whose: str) -> Weight:
+    """The weight itself. TypeError where it is neither a number nor a function of one step, ValueError where it is not finite."""
+    if isinstance(weight, Real):
+        if not math.isfinite(weight):
+            raise ValueError(f"a weight is a finite number, got {weight} for {whose}")
+        return float(weight)
+    if callable(weight) and not isinstance(weight, type) and takes_a_step(weight):
+        return cast("Weight", weight)
+    got = f"the class {weight.__name__}" if isinstance(weight, type) else type(weight).__name__
+    if inspect.isfunction(weight):
+        got = f"{weight.__name__}{inspect.signature(weight)}"
+    raise TypeError(f"a weight is a number or a function of the step, got {got} for {whose}")
+
+
+def takes_a_step(function: Callable[..., Any]) -> bool:
+    """Whether a function can be called with a step alone; True where Python cannot tell."""
+    try:
+        inspect.signature(function).bind(0)
+    except TypeError:
+        return False
+    except ValueError:  # a builtin without a signature
+        pass
+    return True
+
+
+def multiplied(weight: Weight, factor: Weight) -> Weight:
+    """`factor * weight`. ValueError for a balanced weight, which follows the token terms by itself."""
+    for one in (weight, factor):
+        if isinstance(one, Balanced):
+            raise ValueError(f"{one} follows the token terms by itself: multiply their weights, or its share")
+    return weight * factor if isinstance(weight, float) and isinstance(factor, float) else Combined(factor, "*", weight)
+
+
+class Schedule:
+    """A function of the step that adds, subtracts and multiplies: with numbers, functions and its like."""
+
+    def __call__(self, step: int) -> float:
+        raise NotImplementedError
+
+    def __add__(self, other: object) -> Combined:
+        return _combined(self, "+", other)
+
+    def __mul__(self, other: object) -> Combined:
+        return _combined(self, "*", other)
+
+    def __rmul__(self, other: object) -> Combined:
+        return _combined(other, "*", self)
+
+    def __neg__(self) -> Combined:
+        return _combined(-1.0, "*", self)
+
+    def __sub__(self, other: object) -> Combined:
+        return _combined(self, "+", _combined(-1.0, "*", other))
+
+    def __rsub__(self, other: object) -> Combined:
+        return _combined(other, "+", -self)
+
+    def __truediv__(self, number: float) -> Combined:
+        return _combined(1 / number, "*", self)
+
+    __radd__ = __add__
+
+
 @dataclass(frozen=True)
-class Ramp:
+class Combined(Schedule):
+    """The sum or product of two weights at each step: what `2 * ramp(0.1)` and `1 - ramp(1.0, steps=100)` are."""
+
+    left: Weight
+    sign: Literal["+", "*"]
+    right: Weight
+
+    def __call__(self, step: int) -> float:
+        left, right = weight_at(self.left, step, "a schedule"), weight_at(self.right, step, "a schedule")
+        return left + right if self.sign == "+" else left * right
+
+    def __str__(self) -> str:
+        text = f"{weight_text(self.left)} {self.sign} {weight_text(self.right)}"
+        return text if self.sign == "*" else f"({text})"
+
+
+def _combined(left: object, sign: Literal["+", "*"], right: object) -> Any:
+    """NotImplemented beside what is no number, schedule or plain function: `schedule * term` is the term's to answer."""
+    for side in (left, right):
+        if not (isinstance(side, Real | Schedule | partial) or inspect.isroutine(side)):
+            return NotImplemented
+    return Combined(check_weight(left, "a schedule"), sign, check_weight(right, "a schedule"))
+
+
+@dataclass(frozen=True)
+class Ramp(Schedule):
     """`weight * clip((step - start + 1) / steps, 0, 1)`: nothing before `start`, everything from `start + steps - 1` on."""
 
     weight: float
@@ -44,7 +145,7 @@ class Ramp:
 
 
 @dataclass(frozen=True)
-class Cosine:
+class Cosine(Schedule):
     """`last + (first - last) (1 + cos(pi clip((step - start) / steps, 0, 1))) / 2`."""
 
     first: float
@@ -64,7 +165,7 @@ class Cosine:
 
 
 @dataclass(frozen=True)
-class Stepwise:
+class Stepwise(Schedule):
     """The weight of the last of `(step, weight)` that has come; 0 before the first."""
 
     changes: tuple[tuple[int, float], ...]

@@ -14,9 +14,11 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.optim import Optimizer
 
 from gakd.adversary.games import Game, Penalty
-from gakd.adversary.readouts.protocol import Readout
+from gakd.adversary.readouts.protocol import Readout, agree_on_width
+from gakd.adversary.unfinished import begun, finished
 from gakd.models.sharding import inside
 from gakd.objective import Coefficients, Term
 from gakd.types import Batch, StudentOutput, TeacherOutput
@@ -56,9 +58,12 @@ class Adversarial(nn.Module, Term):
     how the fake score changes with what is read is known from the penalty on it.
 
     The module is replicated, fp32, outside any wrapper; its gradients are sums over sequences divided by the global sequence
-    count, to be summed over ranks. `flush` ends the step.
+    count, to be summed over ranks. `flush` ends the step: an optimizer that steps a player before, or where the rows of a
+    forward were not played, raises RuntimeError. Whether the discriminator has an optimizer at all, nobody can tell.
 
-    The discriminator scores the same rows more than once, so it must be deterministic: no dropout.
+    The discriminator scores the same rows more than once, so it must be deterministic: no dropout. A readout whose width was
+    left open takes that which the discriminator reads. Raises ValueError where the two differ, and for scores or losses of
+    a game that are not one a sequence.
     """
 
     unit: Literal["token", "sequence"] = "sequence"
@@ -71,6 +76,10 @@ class Adversarial(nn.Module, Term):
         self.readout = readout
         self.name = name
         self.balance: Balanced | None = None
+        self._handed_out = self._played = (
+            0  # since the last flush: outputs of the distiller with rows for it, and games
+        )
+        agree_on_width(discriminator, readout)
         self._student: tuple[nn.Module, ...] = ()  # a tuple hides the module from registration
 
     def plays_for(self, student: nn.Module) -> None:
@@ -81,9 +90,22 @@ class Adversarial(nn.Module, Term):
         """Take in the weight that the objective gives this term: the state of a balanced one is saved with the adversary's."""
         self.balance = weight if isinstance(weight, Balanced) else None
 
+    def expect_play(self) -> None:
+        """Take in that an output of a training distiller has rows for this term."""
+        self._handed_out += 1
+        begun(self)
+
     def __str__(self) -> str:
-        parts = self.game, type(self.discriminator).__name__, type(self.readout).__name__
-        return f"{self.name}({', '.join(map(str, parts))})"
+        game = type(self.game)
+        shown = game.__repr__ is not object.__repr__ and not isinstance(
+            self.game, nn.Module
+        )  # a user's own may be plain
+        parts = (
+            repr(self.game) if shown else game.__name__,
+            type(self.discriminator).__name__,
+            type(self.readout).__name__,
+        )
+        return f"{self.name}({', '.join(parts)})"
 
     def forward(
         self, output: StudentOutput, teacher: TeacherOutput, batch: Batch, coefficients: Coefficients
@@ -92,13 +114,18 @@ class Adversarial(nn.Module, Term):
         coefficient = coefficients.terms[self.name]
         if coefficient == 0 or output.readout is None:
             return AdversarialOutput(output.loss.new_zeros(()), {})
+        if not torch.is_grad_enabled():
+            raise RuntimeError(f"{self.name} trains the discriminator as it plays: call it outside of torch.no_grad()")
+        self._played += 1
+        begun(self)
         rows = output.readout
         packed_BT = pack_mask(batch)
         # A sequence without supervised tokens has no readout to score.
         valid_B = packed_BT.any(1).to(rows.live_NR.dtype)
 
         def score(readout_BTR: Tensor) -> Tensor:
-            return self.discriminator(readout_BTR, packed_BT.repeat(len(readout_BTR) // len(packed_BT), 1))
+            score_B = self.discriminator(readout_BTR, packed_BT.repeat(len(readout_BTR) // len(packed_BT), 1))
+            return _one_each(score_B, len(readout_BTR), f"{type(self.discriminator).__name__}.forward")
 
         step_rows, readout = coefficients.step_rows, self.readout
         real_NR = readout.detached(teacher.hidden_NH, teacher.head, step_rows, rows.teacher_log_normalizers_N)
@@ -108,7 +135,8 @@ class Adversarial(nn.Module, Term):
         played = discriminate(real_BTR, fake_BTR, score, valid_B * coefficients.per_sequence)
 
         fake_B = _KnownScore.apply(pack(rows.live_NR, batch), played.scores.fake_B, played.gradient_BTR)
-        losses_B = self.game.student(fake_B, played.scores.real_B) * valid_B
+        losses_B = self.game.student(fake_B, played.scores.real_B)
+        losses_B = _one_each(losses_B, len(fake_B), f"{type(self.game).__name__}.student") * valid_B
         statistics = {name: values_B * valid_B for name, values_B in played.statistics.items()}
         return AdversarialOutput(coefficient * losses_B.sum(), {self.name: losses_B.detach(), **statistics})
 
@@ -165,6 +193,7 @@ class Adversarial(nn.Module, Term):
         """The discriminator's losses `[B]`, and the gradient of their weighted sum at each point's scores."""
         real_B, fake_B = (score_B.detach().requires_grad_() for score_B in scores)
         losses_B = self.game.discriminator(fake_B, real_B)
+        _one_each(losses_B, len(fake_B), f"{type(self.game).__name__}.discriminator")
         return losses_B.detach(), _Scores(*torch.autograd.grad((losses_B * weights_B).sum(), (real_B, fake_B)))
 
     def _between(self, real_BTR: Tensor, fake_BTR: Tensor, score: Score, weights_B: Tensor) -> Tensor:
@@ -204,11 +233,44 @@ class Adversarial(nn.Module, Term):
         return penalty_P.detach()
 
     def flush(self) -> None:
-        """Bring the step's gradients home to the readout's parameters; call before the discriminator's optimizer steps."""
+        """Bring the step's gradients home to the readout's parameters; call after the last backward, before any update.
+
+        RuntimeError where an output of the distiller had rows for this term and was not played.
+        """
         if self._student:
             inside(self._student[0], self.readout.flush)
         else:
             self.readout.flush()
+        self._end_step()
+
+    def before_update(self, optimizer: Optimizer) -> None:
+        """RuntimeError where it would step a player whose game was not played, or not flushed."""
+        weights = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+        players = self.parameters(), *(student.parameters() for student in self._student)
+        if all(id(weight) not in weights for player in players for weight in player):
+            return
+        self._end_step()
+        raise RuntimeError(
+            f"{self.name} has played and was not flushed: its readout would not train; call {self.name}.flush() after the "
+            f"last backward of a step, before any optimizer steps"
+        )
+
+    def _end_step(self) -> None:
+        outputs, missing = self._handed_out, self._handed_out - self._played
+        self._handed_out = self._played = 0  # said once, so that a notebook goes on
+        finished(self)
+        if missing > 0:
+            raise RuntimeError(
+                f"{self.name} was not played on {missing} of {outputs} outputs of the distiller: call {self.name}(output, "
+                f"teacher_output, batch, coefficients) on each and add its loss to the student's; torch.no_grad() is for a look"
+            )
+
+
+def _one_each(values_B: Tensor, sequences: int, whose: str) -> Tensor:
+    """The values themselves; ValueError for a shape that would be broadcast."""
+    if values_B.shape != (sequences,):
+        raise ValueError(f"{whose} must return one number a sequence, ({sequences},), got {tuple(values_B.shape)}")
+    return values_B
 
 
 def _gradient(score_P: Tensor, points_PTR: Tensor, penalised: bool) -> Tensor:

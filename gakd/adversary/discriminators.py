@@ -32,6 +32,7 @@ class MLPDiscriminator(nn.Module):
 
     def __init__(self, readout_width: int, width: int = 256, layers: int = 2) -> None:
         super().__init__()
+        self.readout_width = readout_width
         self.body = token_mlp(readout_width, width, layers)
         self.score = nn.Linear(width, 1)
 
@@ -48,6 +49,7 @@ class AttentionPoolDiscriminator(nn.Module):
 
     def __init__(self, readout_width: int, width: int = 256, layers: int = 2) -> None:
         super().__init__()
+        self.readout_width = readout_width
         self.body = token_mlp(readout_width, width, layers)
         self.attention = nn.Linear(width, 1)
         self.score = nn.Linear(width, 1)
@@ -70,7 +72,7 @@ class TransformerDiscriminator(nn.Module):
         super().__init__()
         if width % heads or width % 2:
             raise ValueError(f"width must be even and a multiple of heads, got width={width}, heads={heads}")
-        self.width = width
+        self.readout_width, self.width = readout_width, width
         self.embed = nn.Linear(readout_width, width)
         self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)

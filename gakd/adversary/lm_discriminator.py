@@ -28,6 +28,7 @@ class LMDiscriminator(nn.Module):
                 f'backbone.set_attn_implementation("eager"), or load it with gakd.pretrained_discriminator'
             )
         width = backbone.config.hidden_size
+        self.readout_width = readout_width
         self.backbone = backbone
         self.embed = nn.Identity() if readout_width == width else nn.Linear(readout_width, width, bias=False)
         self.score = nn.Linear(width, 1)

@@ -9,7 +9,7 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from gakd.evaluation.evaluate import Evaluation
+from gakd.evaluation.evaluation import Evaluation
 from gakd.evaluation.plots import read_series
 from gakd.evaluation.report import METRICS, Metric, rounded
 from gakd.files import read_json, write_whole

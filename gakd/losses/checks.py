@@ -3,12 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from gakd.losses.sequence_term import SequenceTerm
 from gakd.losses.term import TokenTerm
+from gakd.objective import Term
 from gakd.types import Head, TeacherOutput
+
+
+def of_tokens(term: Term) -> TokenTerm:
+    """The term itself; TypeError where the engine cannot run it."""
+    asked = ("needs_teacher", "needs_shared_vocabulary", "temperature", "scale", "chunk_losses", "accumulate_")
+    if missing := [name for name in asked if name not in dir(term)]:
+        raise TypeError(
+            f"{term.name} is a loss a token, and {type(term).__name__} lacks {', '.join(missing)}: subclass gakd.Divergence and "
+            f'write losses(student_log_probs_NV, teacher_log_probs_NV), or say unit = "sequence" and write sequence_losses(rows)'
+        )
+    if isinstance(term, nn.Module) and any(parameter.requires_grad for parameter in term.parameters()):
+        raise TypeError(
+            f"{term.name} has parameters of its own, which no loss a token trains, since the engine forms gradients of logits "
+            f'alone: say unit = "sequence" and write sequence_losses(rows), or freeze them'
+        )
+    return cast(TokenTerm, term)
+
+
+def of_sequences(term: Term) -> SequenceTerm:
+    """The term itself; TypeError where nobody would ask it for losses."""
+    if not callable(getattr(cast(Any, term), "sequence_losses", None)):
+        raise TypeError(
+            f"{term.name} is a loss a sequence, and {type(term).__name__} lacks sequence_losses(rows), which gives them, [B]: "
+            f"write it, as docs/write-your-own.md does"
+        )
+    return cast(SequenceTerm, term)
 
 
 def check_pass(
@@ -17,6 +46,10 @@ def check_pass(
 ) -> int:  # fmt: skip
     """How many tokens terms that compare see, or ValueError."""
     rows = len(hidden_NH)
+    if scheduled := [term.name for term in terms if callable(term.temperature)]:
+        raise ValueError(
+            f"the temperature of {scheduled[0]} is a schedule: give the term as it is at a step, term.at(step)"
+        )
     if labels_N.shape != (rows,):
         raise ValueError(
             f"one label a row: got hidden states of {rows} rows and labels of shape {tuple(labels_N.shape)}"

@@ -10,7 +10,7 @@ from torch import Tensor
 from gakd.losses import adaptive, functional
 from gakd.losses.formula import RowFormula
 from gakd.losses.term import TokenChunk
-from gakd.losses.token_loss import Divergence, TokenLoss
+from gakd.losses.token_loss import Divergence, Temperature, TokenLoss
 
 
 class CrossEntropy(TokenLoss):
@@ -89,8 +89,14 @@ class JensenShannon(Divergence):
 
     name = "jensen_shannon"
 
-    def __init__(self, beta: float = 0.5, temperature: float = 1.0, temperature_squared: bool = True) -> None:
-        super().__init__(temperature, temperature_squared)
+    def __init__(
+        self,
+        beta: float = 0.5,
+        temperature: Temperature = 1.0,
+        temperature_squared: bool = True,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(temperature, temperature_squared, name)
         if not 0 <= beta <= 1:
             raise ValueError(f"beta weighs the teacher in the mixture and lies in [0, 1], got {beta}")
         self.beta = beta
@@ -118,8 +124,14 @@ class SkewForwardKL(Divergence):
 
     name = "skew_forward_kl"
 
-    def __init__(self, alpha: float = 0.1, temperature: float = 1.0, temperature_squared: bool = True) -> None:
-        super().__init__(temperature, temperature_squared)
+    def __init__(
+        self,
+        alpha: float = 0.1,
+        temperature: Temperature = 1.0,
+        temperature_squared: bool = True,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(temperature, temperature_squared, name)
         self.alpha = _skew(alpha)
 
     def losses(self, student_log_probs_NV: Tensor, teacher_log_probs_NV: Tensor) -> Tensor:
@@ -153,10 +165,11 @@ class SkewReverseKL(Divergence):
         self,
         alpha: float = 0.1,
         detach_mixture: bool = False,
-        temperature: float = 1.0,
+        temperature: Temperature = 1.0,
         temperature_squared: bool = True,
+        name: str | None = None,
     ) -> None:
-        super().__init__(temperature, temperature_squared)
+        super().__init__(temperature, temperature_squared, name)
         self.alpha = _skew(alpha)
         self.detach_mixture = detach_mixture
 
@@ -205,8 +218,10 @@ class AdaptiveKL(Divergence):
 
     name = "adaptive_kl"
 
-    def __init__(self, mu: float = 0.5, temperature: float = 1.0, temperature_squared: bool = True) -> None:
-        super().__init__(temperature, temperature_squared)
+    def __init__(
+        self, mu: float = 0.5, temperature: Temperature = 1.0, temperature_squared: bool = True, name: str | None = None
+    ) -> None:
+        super().__init__(temperature, temperature_squared, name)
         if not 0 <= mu <= 1:
             raise ValueError(f"mu is the teacher's probability in the head and lies in [0, 1], got {mu}")
         self.mu = mu
@@ -228,9 +243,14 @@ class AlphaBeta(Divergence):
     name = "alpha_beta"
 
     def __init__(
-        self, alpha: float = 0.5, beta: float = 0.5, temperature: float = 1.0, temperature_squared: bool = True
+        self,
+        alpha: float = 0.5,
+        beta: float = 0.5,
+        temperature: Temperature = 1.0,
+        temperature_squared: bool = True,
+        name: str | None = None,
     ) -> None:
-        super().__init__(temperature, temperature_squared)
+        super().__init__(temperature, temperature_squared, name)
         if not (math.isfinite(alpha) and math.isfinite(beta)):
             raise ValueError(f"alpha and beta are exponents and finite, got {alpha} and {beta}")
         self.alpha = alpha

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gakd.losses.formula import RowFormula
 from gakd.losses.term import TokenChunk
-from gakd.losses.token_loss import TokenLoss
+from gakd.losses.token_loss import Temperature, TokenLoss
 
 
 class SampledTokenLoss(TokenLoss):
@@ -22,8 +22,8 @@ class SampledTokenLoss(TokenLoss):
 
     needs_teacher = False
 
-    def __init__(self, temperature: float = 1.0) -> None:
-        super().__init__(temperature, temperature_squared=False)
+    def __init__(self, temperature: Temperature = 1.0, name: str | None = None) -> None:
+        super().__init__(temperature, temperature_squared=False, name=name)
 
     def of_labels(self, chunk: TokenChunk, log_probs_N: Tensor) -> Tensor:
         """Losses `[N]`, differentiable, from the student's log-probabilities of the labels."""
@@ -58,8 +58,8 @@ class PolicyGradient(SampledTokenLoss):
 
     name = "policy_gradient"
 
-    def __init__(self, clip: float | None = 0.2, temperature: float = 1.0) -> None:
-        super().__init__(temperature)
+    def __init__(self, clip: float | None = 0.2, temperature: Temperature = 1.0, name: str | None = None) -> None:
+        super().__init__(temperature, name)
         if clip is not None and not 0 < clip < 1:
             raise ValueError(f"ratios are clipped to [1 - clip, 1 + clip], clip in (0, 1) or None, got {clip}")
         self.clip = clip

@@ -29,8 +29,10 @@ class RouterBalance(Term):
     name = "router_balance"
     unit: Literal["token", "sequence"] = "sequence"
 
-    def __init__(self, top_k: int | None = None) -> None:
+    def __init__(self, top_k: int | None = None, name: str | None = None) -> None:
         self.top_k = top_k
+        if name is not None:
+            self.name = name
 
     def losses(self, router_logits: Sequence[Tensor], mask_BT: Tensor, top_k: int | None) -> Tensor:
         """`[B]`, from each routing layer's logits (`[B T, E]`, as transformers returns them) and 1 where a token is.

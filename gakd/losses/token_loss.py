@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+import math
+from collections.abc import Callable
+from numbers import Real
+from typing import Any, Self, cast
+
 import torch
 from torch import Tensor
 
 from gakd.losses.term import TokenChunk
 from gakd.objective import Term
+from gakd.weights import takes_a_step, weight_text
+
+Temperature = float | Callable[[int], float]
 
 
 class TokenLoss(Term):
@@ -14,6 +23,8 @@ class TokenLoss(Term):
 
     Both models' logits are divided by `temperature`; losses and gradients are multiplied by `scale`, its square, so that
     the gradient keeps its size (Hinton et al., arXiv 1503.02531), or by 1 where `temperature_squared` is off.
+    A temperature may be a function of the step, as a weight may: `at(step)` is the term with the number that it is then.
+    `name` is what logs call the term, where the class's own will not do: of two terms of a class in one objective, say.
     """
 
     needs_shared_vocabulary: bool = True  # most terms compare token with token
@@ -21,17 +32,41 @@ class TokenLoss(Term):
     temperature: float = 1.0
     temperature_squared: bool = True
 
-    def __init__(self, temperature: float = 1.0, temperature_squared: bool = True) -> None:
-        if not temperature > 0:
-            raise ValueError(
-                f"a temperature divides the logits and is above 0, got {temperature} for {type(self).__name__}: pass 1 for none"
+    def __init__(
+        self, temperature: Temperature = 1.0, temperature_squared: bool = True, name: str | None = None
+    ) -> None:
+        if not callable(temperature):
+            self.temperature = _above_zero(temperature, type(self).__name__)
+        elif isinstance(temperature, type) or not takes_a_step(temperature):
+            raise TypeError(
+                f"a temperature is a number or a function of the step, got {temperature} for {type(self).__name__}"
             )
-        self.temperature = temperature
+        else:
+            self.temperature = cast("float", temperature)  # which it is in `at(step)`, for whoever computes with it
         self.temperature_squared = temperature_squared
+        if name is not None:
+            self.name = name
 
     @property
     def scale(self) -> float:
         return self.temperature**2 if self.temperature_squared else 1.0
+
+    def at(self, step: int) -> Self:
+        """The term with the temperature of that step; ValueError where it is not above 0."""
+        schedule: Any = self.temperature
+        if not callable(schedule):
+            return self
+        now, whose = copy.copy(self), f"{type(self).__name__} at step {step}, by {weight_text(schedule)}"
+        now.temperature = _above_zero(schedule(step), whose)
+        return now
+
+
+def _above_zero(temperature: object, whose: str) -> float:
+    if not (isinstance(temperature, Real) and 0 < temperature < math.inf):
+        raise ValueError(
+            f"a temperature divides the logits and is above 0, got {temperature} for {whose}: pass 1 for none"
+        )
+    return float(temperature)
 
 
 class Divergence(TokenLoss):

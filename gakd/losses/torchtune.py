@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -11,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from gakd.losses.term import TokenChunk
-from gakd.losses.token_loss import Divergence
+from gakd.losses.token_loss import Divergence, Temperature
+from gakd.objective import snake_case
 
 
-def from_torchtune(loss: nn.Module, name: str | None = None, temperature: float = 1.0) -> Divergence:
+def from_torchtune(loss: nn.Module, name: str | None = None, temperature: Temperature = 1.0) -> Divergence:
     """A torchtune loss as a term: `from_torchtune(SymmetricKLLoss(0.3))`, chunked or not, with a teacher or without.
 
     Losses of `(student_logits, teacher_logits, labels)` and of `(logits, labels)` are taken. They return sums or means over
@@ -23,12 +23,12 @@ def from_torchtune(loss: nn.Module, name: str | None = None, temperature: float 
     chunks; a loss with `normalize` is asked for all rows at once (`torch.vmap`), any other in a loop. torchtune itself is not
     imported. Raises TypeError for losses of anything but logits.
     """
-    return _TorchtuneLoss(loss, name or f"torchtune_{_snake_case(type(loss).__name__)}", temperature)
+    return _TorchtuneLoss(loss, name or f"torchtune_{snake_case(type(loss).__name__)}", temperature)
 
 
 class _TorchtuneLoss(Divergence):
-    def __init__(self, loss: nn.Module, name: str, temperature: float) -> None:
-        super().__init__(temperature)
+    def __init__(self, loss: nn.Module, name: str, temperature: Temperature) -> None:
+        super().__init__(temperature, name=name)
         arguments = list(inspect.signature(loss.forward).parameters)
         self.needs_teacher = arguments[:3] == ["student_logits", "teacher_logits", "labels"]
         if not self.needs_teacher and arguments[:2] != ["logits", "labels"]:
@@ -36,7 +36,6 @@ class _TorchtuneLoss(Divergence):
                 f"a token term needs a loss of (student_logits, teacher_logits, labels) or (logits, labels), got "
                 f"{type(loss).__name__} of ({', '.join(arguments)}): write a Divergence instead"
             )
-        self.name = name
         self._loss = loss
         self._at_once = "normalize" in arguments
         self._chunked = hasattr(loss, "num_output_chunks")
@@ -60,7 +59,3 @@ class _TorchtuneLoss(Divergence):
             return self._loss(*(own_V[None] for own_V in logits), label[None], **options)
 
         return loss_of
-
-
-def _snake_case(name: str) -> str:
-    return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()

@@ -15,10 +15,10 @@ import torch
 import gakd
 from gakd import flags
 from gakd.data.hub import SHORT_NAMES
-from gakd.data.load import DataConfig
+from gakd.data.config import DataConfig
 from gakd.files import last_name, read_json, write_json
 from gakd.machine import version_of
-from gakd.models.loading import ModelConfig
+from gakd.models.config import ModelConfig
 from gakd.models.origin import Origin, dtype_of, licence_of, origin_of
 from gakd.run.config import RunConfig
 from gakd.run.folder import group_of

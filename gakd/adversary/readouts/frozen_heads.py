@@ -72,6 +72,10 @@ class FrozenHeadsReadout(nn.Module):
             )  # a view would save the whole it is cut from
         self._products = MapProducts(self.weight)
 
+    @property
+    def width(self) -> int:
+        return len(self.weight)
+
     def live(self, hidden_NH: Tensor, head: Head, step_rows: float, log_normalizers_N: Tensor | None = None) -> Tensor:
         if head.weight.requires_grad:
             raise ValueError("the student's head trains: this readout was formed from what it was; use LogitReadout")

@@ -32,6 +32,10 @@ class HiddenReadout(nn.Module):
         self._rows: list[Tensor] = []  # of the micro-batch in hand
 
     @property
+    def width(self) -> int:
+        return self.teacher_width
+
+    @property
     def student_map(self) -> nn.Linear | None:
         return self._student_map[0]
 

@@ -30,9 +30,18 @@ class LogProbReadout(nn.Module):
     needs_log_normalizers = True
     student_map = None
 
-    def __init__(self, vocab_size: int, width: int = 256) -> None:
+    def __init__(self, vocab_size: int, width: int | None = None) -> None:
         super().__init__()
         self.logits = LogitReadout(vocab_size, width)
+        self.width_is_open = width is None
+
+    def draw(self, width: int) -> None:
+        """Begin with a map of that width."""
+        self.logits.draw(width)
+
+    @property
+    def width(self) -> int:
+        return self.logits.width
 
     def live(self, hidden_NH: Tensor, head: Head, step_rows: float, log_normalizers_N: Tensor | None = None) -> Tensor:
         weight_RV = self.logits.weight

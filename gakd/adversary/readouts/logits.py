@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from gakd.adversary.readouts.map_products import MapProducts, map_of_logits
-from gakd.adversary.readouts.protocol import Owner, check_vocabulary, rows_that_pay
+from gakd.adversary.readouts.protocol import DEFAULT_WIDTH, Owner, check_vocabulary, rows_that_pay
 from gakd.types import Head
 
 
@@ -32,19 +32,28 @@ class LogitReadout(nn.Module):
     Centred logits (minus their mean over the vocabulary) remove it and stay linear: `E_c = E - mean_v(E)`.
 
     `vocab_size` is the smaller of the two heads'. The entries of E start with variance 1/V: a readout is about as large
-    as one logit. Raises ValueError for a head that is smaller than `vocab_size`, or that soft-caps its logits, which are
-    not linear then: `SoftCappedLogitReadout` reads those.
+    as one logit. `width` None is what the discriminator reads, 256 until an `Adversarial` has one. Raises ValueError for a
+    head that is smaller than `vocab_size`, or that soft-caps its logits, which are not linear then:
+    `SoftCappedLogitReadout` reads those.
     """
 
     needs_log_normalizers = False
     student_map = None
 
-    def __init__(self, vocab_size: int, width: int = 256, centered: bool = False) -> None:
+    def __init__(self, vocab_size: int, width: int | None = None, centered: bool = False) -> None:
         super().__init__()
-        self.centered = centered
-        self.weight = map_of_logits(vocab_size, width)
-        self._products = MapProducts(self.weight, centered)
+        self.vocab_size, self.centered, self.width_is_open = vocab_size, centered, width is None
+        self.draw(DEFAULT_WIDTH if width is None else width)
         self._student_logits: list[Tensor] = []  # of the micro-batch in hand, where the direct way was taken
+
+    def draw(self, width: int) -> None:
+        """Begin with a map of that width."""
+        self.weight = map_of_logits(self.vocab_size, width)
+        self._products = MapProducts(self.weight, self.centered)
+
+    @property
+    def width(self) -> int:
+        return len(self.weight)
 
     def live(self, hidden_NH: Tensor, head: Head, step_rows: float, log_normalizers_N: Tensor | None = None) -> Tensor:
         self._check(head, "student")
@@ -117,7 +126,7 @@ class LogitReadout(nn.Module):
         return self._products.form(owner, head.weight.detach()[:vocab_size], bias_V, head.scale)
 
 
-def CenteredLogitReadout(vocab_size: int, width: int = 256) -> LogitReadout:
+def CenteredLogitReadout(vocab_size: int, width: int | None = None) -> LogitReadout:
     """`LogitReadout` on logits minus their mean over the vocabulary, the default: blind to the offset."""
     return LogitReadout(vocab_size, width, centered=True)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gakd.adversary.readouts.direct_rows import DirectRows, Reading
 from gakd.adversary.readouts.map_products import MapProducts
-from gakd.adversary.readouts.protocol import known
+from gakd.adversary.readouts.protocol import DEFAULT_WIDTH, known
 from gakd.types import Head
 
 
@@ -40,17 +40,31 @@ class ExpectedEmbedding(nn.Module):
     student_map = None
 
     def __init__(
-        self, vocab_size: int, width: int = 256, embeddings_VR: Tensor | None = None, trains: bool = True
+        self, vocab_size: int, width: int | None = None, embeddings_VR: Tensor | None = None, trains: bool = True
     ) -> None:
         super().__init__()
+        self.vocab_size, self.trains = vocab_size, trains
+        self.width_is_open = width is None and embeddings_VR is None
+        if width is None:
+            width = DEFAULT_WIDTH if embeddings_VR is None else embeddings_VR.shape[-1]
         if embeddings_VR is not None and embeddings_VR.shape != (vocab_size, width):
             raise ValueError(
                 f"embeddings of {vocab_size} tokens and width {width} expected, got {tuple(embeddings_VR.shape)}"
             )
-        start_RV = torch.randn(width, vocab_size) if embeddings_VR is None else embeddings_VR.detach().T.contiguous()
-        self.weight = nn.Parameter(start_RV, requires_grad=trains)
+        self.draw(width, embeddings_VR)
+
+    def draw(self, width: int, embeddings_VR: Tensor | None = None) -> None:
+        """Begin with an embedding of that width."""
+        start_RV = (
+            torch.randn(width, self.vocab_size) if embeddings_VR is None else embeddings_VR.detach().T.contiguous()
+        )
+        self.weight = nn.Parameter(start_RV, requires_grad=self.trains)
         self._products = MapProducts(self.weight)
         self._rows = DirectRows(self.weight, PROBABILITIES)
+
+    @property
+    def width(self) -> int:
+        return len(self.weight)
 
     def live(self, hidden_NH: Tensor, head: Head, step_rows: float, log_normalizers_N: Tensor | None = None) -> Tensor:
         return self._rows.live(hidden_NH, head, known(log_normalizers_N))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gakd.adversary.readouts.direct_rows import DirectRows, Reading
 from gakd.adversary.readouts.map_products import MapProducts, map_of_logits
+from gakd.adversary.readouts.protocol import DEFAULT_WIDTH
 from gakd.types import Head
 
 
@@ -45,12 +46,20 @@ class SoftCappedLogitReadout(nn.Module):
     needs_log_normalizers = False
     student_map = None
 
-    def __init__(self, vocab_size: int, width: int = 256, centered: bool = True) -> None:
+    def __init__(self, vocab_size: int, width: int | None = None, centered: bool = True) -> None:
         super().__init__()
-        self.centered = centered
-        self.weight = map_of_logits(vocab_size, width)
-        self._products = MapProducts(self.weight, centered)
-        self._rows = DirectRows(self.weight, CENTERED if centered else RAW)
+        self.vocab_size, self.centered, self.width_is_open = vocab_size, centered, width is None
+        self.draw(DEFAULT_WIDTH if width is None else width)
+
+    def draw(self, width: int) -> None:
+        """Begin with a map of that width."""
+        self.weight = map_of_logits(self.vocab_size, width)
+        self._products = MapProducts(self.weight, self.centered)
+        self._rows = DirectRows(self.weight, CENTERED if self.centered else RAW)
+
+    @property
+    def width(self) -> int:
+        return len(self.weight)
 
     def live(self, hidden_NH: Tensor, head: Head, step_rows: float, log_normalizers_N: Tensor | None = None) -> Tensor:
         return self._rows.live(hidden_NH, head)
