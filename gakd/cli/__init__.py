@@ -10,4 +10,10 @@ from gakd.lazy import lazily
 if TYPE_CHECKING:
     from gakd.cli.entry import parse, run, start
 
-__getattr__, __dir__, __all__ = lazily(__name__, __file__)
+__getattr__, __dir__ = lazily(__name__, __file__)
+
+__all__ = [
+    "parse",
+    "run",
+    "start",
+]
