@@ -2,13 +2,18 @@
 PYTHON ?= python3
 VENV := .venv
 BENCH_VENV := .venv-bench
+FLOOR_VENV := .venv-floor
 RUN := $(VENV)/bin/python
 INSTALL := $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 # Two threads that spin while they wait for each other are many times slower than two that sleep, once anything else runs.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: demo test test-all check lint types docs bench gpu clean
+FLOOR_TESTS := tests/losses tests/adversary tests/rewards tests/test_distiller.py tests/test_objective.py tests/models/test_loading.py \
+	tests/models/test_export.py tests/samplers/test_generation.py tests/data/test_formats.py tests/run/test_checkpoint.py tests/study/test_intervals.py \
+	tests/recipes/test_gakd.py
+
+.PHONY: demo test test-all test-floor check lint types docs bench gpu clean
 
 demo: $(VENV)/demo.installed  ## distil SmolLM2-135M-Instruct into its own every third layer, on docstrings
 	rm -rf runs/demo
@@ -19,6 +24,9 @@ test: $(VENV)/test.installed  ## all tests but the long ones, minutes
 
 test-all: $(VENV)/test.installed  ## all tests: kills of every recipe, the real model, every strategy, the whole site
 	$(RUN) -m pytest -n 2 --dist worksteal
+
+test-floor: $(FLOOR_VENV)/installed  ## a part of the tests, with every dependency at its lower bound
+	$(FLOOR_VENV)/bin/python -m pytest -m 'not slow' $(FLOOR_TESTS)
 
 check: lint types test-all  ## what CI runs
 
@@ -56,5 +64,12 @@ $(BENCH_VENV)/installed: pyproject.toml tests/benchmarks/constraints.txt
 	$(BENCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c tests/benchmarks/constraints.txt -e '.[bench]'
 	touch $@
 
+# What the tests compare with comes along; the extras without a lower bound of their own here (torchtune, docs) do not.
+$(FLOOR_VENV)/installed: pyproject.toml constraints-floor.txt
+	test -x $(FLOOR_VENV)/bin/python || $(PYTHON) -m venv $(FLOOR_VENV)
+	echo '*' > $(FLOOR_VENV)/.gitignore
+	$(FLOOR_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints-floor.txt -e '.[demo,lora,api]' pytest hypothesis pandas
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(BENCH_VENV) runs build *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(BENCH_VENV) $(FLOOR_VENV) runs build *.egg-info .pytest_cache .ruff_cache

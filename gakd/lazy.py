@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 
-def lazily(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """`__getattr__`, `__dir__` and `__all__` of a package, from the imports in its `if TYPE_CHECKING:` block.
+def lazily(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """`__getattr__` and `__dir__` of a package, from the imports in its `if TYPE_CHECKING:` block.
 
-    So the list that a type checker reads is the only one. A name that a file of the package has too would come out as
-    that file once it is imported: such a room imports its names outright.
+    So where a name comes from is said once. A room writes its `__all__` out all the same: to a type checker, a name in no list
+    that it can read is private. A name that a file of the package has too would come out as that file once it is imported:
+    such a room imports its names outright.
     """
     (block,) = (node for node in ast.parse(Path(file).read_text(encoding="utf-8")).body if isinstance(node, ast.If))
     homes = {
@@ -25,4 +26,4 @@ def lazily(package: str, file: str) -> tuple[Callable[[str], Any], Callable[[], 
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return getattr(import_module(homes[name]), name)
 
-    return get, lambda: sorted({*vars(import_module(package)), *homes}), sorted(homes, key=str.lower)
+    return get, lambda: sorted({*vars(import_module(package)), *homes})

@@ -14,4 +14,23 @@ if TYPE_CHECKING:
     from gakd.adversary.lm_discriminator import LMDiscriminator, pretrained_discriminator
     from gakd.adversary.text_discriminator import TextDiscriminator, compare, scores_of
 
-__getattr__, __dir__, __all__ = lazily(__name__, __file__)
+__getattr__, __dir__ = lazily(__name__, __file__)
+
+__all__ = [
+    "Adversarial",
+    "AdversarialOutput",
+    "AttentionPoolDiscriminator",
+    "Game",
+    "GameWatch",
+    "HingeGAN",
+    "LMDiscriminator",
+    "MLPDiscriminator",
+    "NonSaturatingGAN",
+    "RelativisticGAN",
+    "TextDiscriminator",
+    "TransformerDiscriminator",
+    "WassersteinGAN",
+    "compare",
+    "pretrained_discriminator",
+    "scores_of",
+]

@@ -16,4 +16,10 @@ if TYPE_CHECKING:
     from gakd.samplers.config import Sampling, TeacherTextConfig
     from gakd.samplers.endpoint_config import EndpointConfig
 
-__getattr__, __dir__, __all__ = lazily(__name__, __file__)
+__getattr__, __dir__ = lazily(__name__, __file__)
+
+__all__ = [
+    "parse",
+    "run",
+    "start",
+]

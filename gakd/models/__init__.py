@@ -26,4 +26,25 @@ if TYPE_CHECKING:
     from gakd.models.pruning import prune_layers
     from gakd.models.sharding import shard_model
 
-__getattr__, __dir__, __all__ = lazily(__name__, __file__)
+__getattr__, __dir__ = lazily(__name__, __file__)
+
+__all__ = [
+    "ModelConfig",
+    "ModelError",
+    "add_lora",
+    "base_of",
+    "check_tokenizers",
+    "head_of",
+    "hidden_rows",
+    "load_backbone",
+    "load_model",
+    "load_student",
+    "load_tokenizer",
+    "model_files",
+    "prune_layers",
+    "resolve",
+    "shard_model",
+    "tokenizer_fingerprint",
+    "window_of",
+    "write_folder",
+]

@@ -11,4 +11,11 @@ if TYPE_CHECKING:
     from gakd.planning.config import Plan, PlanConfig
     from gakd.planning.estimate import largest_micro_batch, plan
 
-__getattr__, __dir__, __all__ = lazily(__name__, __file__)
+__getattr__, __dir__ = lazily(__name__, __file__)
+
+__all__ = [
+    "Plan",
+    "PlanConfig",
+    "largest_micro_batch",
+    "plan",
+]

@@ -11,4 +11,9 @@ if TYPE_CHECKING:
     from gakd.run.config import RunConfig
     from gakd.run.training import Run
 
-__getattr__, __dir__, __all__ = lazily(__name__, __file__)
+__getattr__, __dir__ = lazily(__name__, __file__)
+
+__all__ = [
+    "Run",
+    "RunConfig",
+]

@@ -29,4 +29,39 @@ if TYPE_CHECKING:
     from gakd.samplers.two_models import SpeculativeSampler, TeacherMixedSampler
     from gakd.samplers.vllm import VllmSampler, VllmServer
 
-__getattr__, __dir__, __all__ = lazily(__name__, __file__)
+__getattr__, __dir__ = lazily(__name__, __file__)
+
+__all__ = [
+    "AdaptiveThreshold",
+    "EndpointConfig",
+    "EndpointTeacher",
+    "Generation",
+    "Mixture",
+    "ModelSampler",
+    "ReplaySampler",
+    "ResumableRows",
+    "Sample",
+    "Sampler",
+    "Sampling",
+    "SpeculativeSampler",
+    "TeacherMixedSampler",
+    "TeacherTextConfig",
+    "UntilEnd",
+    "VllmSampler",
+    "VllmServer",
+    "dataset_sampler",
+    "decode",
+    "generate",
+    "model_log_probs",
+    "padding_id",
+    "policy_log_probs",
+    "resample",
+    "response_records",
+    "rollout_of",
+    "samples_of",
+    "teacher_examples",
+    "teacher_log_probs",
+    "with_advantages",
+    "with_rows",
+    "write_responses",
+]

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import stdtrit  # scipy.stats has it as t.ppf, and takes seconds to import
 
 ROUNDING = 1e-9  # of a measure: what varies by less does not vary
 
@@ -78,7 +78,7 @@ def _interval(estimate: float, values: Values, reference: Values | None, level: 
     if total <= (ROUNDING * values.value) ** 2:
         return Interval(estimate, estimate, estimate)
     freedom = total**2 / sum(square**2 / freedom for square, freedom in zip(squares, freedoms, strict=True))
-    margin = _quantile(round(max(freedom, 1.0), 1), level) * (total / table_SP.size) ** 0.5
+    margin = float(stdtrit(max(freedom, 1.0), (1 + level) / 2)) * (total / table_SP.size) ** 0.5
     return Interval(estimate, estimate - margin, estimate + margin)
 
 
@@ -95,9 +95,3 @@ def _mean_squares(table_SP: np.ndarray) -> tuple[tuple[float, float, float], tup
     )  # fmt: skip
     of_seeds, of_prompts, of_both = (total / freedom for total, freedom in zip(sums, freedoms, strict=True))
     return (of_seeds, of_prompts, of_both), freedoms
-
-
-@lru_cache
-def _quantile(freedom: float, level: float) -> float:
-    """Of Student's distribution, for a two-sided interval. numpy has draws of it alone; so many give two digits."""
-    return float(np.quantile(np.abs(np.random.default_rng(0).standard_t(freedom, 200_000)), level))

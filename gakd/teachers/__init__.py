@@ -15,4 +15,17 @@ if TYPE_CHECKING:
     from gakd.teachers.loading import load_reader, load_shared_tokenizer, load_teacher
     from gakd.teachers.local import LocalTeacher
 
-__getattr__, __dir__, __all__ = lazily(__name__, __file__)
+__getattr__, __dir__ = lazily(__name__, __file__)
+
+__all__ = [
+    "AlignedTeacher",
+    "CacheError",
+    "CacheWriter",
+    "CachedTeacher",
+    "LocalTeacher",
+    "TeacherCache",
+    "load_aligned_teacher",
+    "load_reader",
+    "load_shared_tokenizer",
+    "load_teacher",
+]

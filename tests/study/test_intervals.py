@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -69,14 +71,40 @@ def test_the_variance_is_that_of_a_two_way_table():
     freedom = variance**2 / (
         (of_seeds / 4 + both / 28) ** 2 / 3 + (of_prompts / 7 + both / 28) ** 2 / 6 + (both / 28) ** 2 / 18
     )
-    student = np.quantile(np.abs(np.random.default_rng(1).standard_t(freedom, 400_000)), 0.95)
-    assert (interval.high - interval.low) / 2 == pytest.approx(student * variance**0.5, rel=0.02)
+    assert (interval.high - interval.low) / 2 == pytest.approx(quantile(freedom) * variance**0.5)
+
+
+# Student's two-sided quantiles as printed in tables, by degrees of freedom: at 95% and at 99%.
+TABLE = {
+    1: (12.706, 63.657), 2: (4.303, 9.925), 3: (3.182, 5.841), 4: (2.776, 4.604), 5: (2.571, 4.032), 10: (2.228, 3.169),
+    30: (2.042, 2.750), 120: (1.980, 2.617),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("freedom", TABLE)
+def test_of_one_seed_the_quantile_is_that_of_the_table(freedom):
+    """n prompts of one seed have n - 1 degrees of freedom, and nothing else that varies."""
+    table = np.random.default_rng(freedom).standard_normal((1, freedom + 1))
+    error = table.std(ddof=1) / (freedom + 1) ** 0.5
+    for level, expected in zip((0.95, 0.99), TABLE[freedom], strict=True):
+        interval = mean(Values(table, np.ones_like(table)), level)
+        assert (interval.high - interval.low) / 2 / error == pytest.approx(expected, abs=6e-4)
+
+
+def quantile(freedom: float, level: float = 0.95) -> float:
+    """Of Student's distribution, found on its density: no table has fractions of a degree of freedom."""
+    points = np.linspace(0, 60, 600_001)
+    density = np.exp(
+        math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2) - (freedom + 1) / 2 * np.log1p(points**2 / freedom)
+    ) / math.sqrt(freedom * math.pi)
+    inside = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1]) * (points[1] - points[0])])  # on both sides
+    return float(np.interp(level, inside, points))
 
 
 def test_one_seed_knows_its_prompts_alone():
     table = np.random.default_rng(4).standard_normal((1, 50))
     interval = mean(Values(table, np.ones_like(table)))
-    assert (interval.high - interval.low) / 2 == pytest.approx(2.0096 * table.std(ddof=1) / 50**0.5, rel=0.02)
+    assert (interval.high - interval.low) / 2 == pytest.approx(2.0096 * table.std(ddof=1) / 50**0.5, rel=1e-4)
 
 
 def test_pairing_takes_out_what_both_share():
@@ -95,7 +123,7 @@ def test_seeds_that_disagree_widen_the_interval():
     interval = difference(Values(table, np.ones_like(table)), Values(zeros, np.ones_like(table)))
     # Student's 97.5% quantile of one degree of freedom is 12.706.
     assert interval.estimate == 2.0
-    assert (interval.high - interval.low) / 2 == pytest.approx(12.706, rel=0.03)
+    assert (interval.high - interval.low) / 2 == pytest.approx(12.7062)
 
 
 def test_a_ratio_is_the_ratio_of_sums():

@@ -1,0 +1,134 @@
+"""What a package index shows and what an installed package gives: its description, its types, its bounds, its papers."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+import tomllib
+import venv
+import zipfile
+from email.parser import Parser
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+import gakd
+from tests.recipe_table import ROOT
+from tests.test_imports import MODULES
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+ROOMS = [name for name, path in MODULES.items() if path.name == "__init__.py" and "__all__" in path.read_text()]
+
+
+def pins(file: str) -> dict[str, str]:
+    lines = [line for line in (ROOT / file).read_text().splitlines() if line and not line.startswith("#")]
+    return {name.lower().replace("_", "-"): version for name, version in (line.split("==") for line in lines)}
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    for module in ("hatchling", "hatch_fancy_pypi_readme"):
+        pytest.importorskip(module, reason="the extra gakd[dev] builds wheels")
+    folder = tmp_path_factory.mktemp("wheel")
+    subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder], cwd=ROOT, check=True)
+    (found,) = folder.glob("*.whl")
+    return found
+
+
+def test_the_description_is_the_readme_without_links_that_lead_nowhere(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+        described = Parser().parsestr(archive.read(name).decode())
+    assert described["Description-Content-Type"] == "text/markdown"
+    text, readme = str(described.get_payload()), (ROOT / "README.md").read_text()
+    targets = re.findall(r"\]\(([^)]*)\)", text)
+    assert [target for target in targets if not target.startswith("https://")] == []
+    assert len(re.findall(r"\]\((?!https:)", readme)) > 10  # or the test above says nothing
+    assert re.findall(r"^#+ .*$", text, re.M) == re.findall(r"^#+ .*$", readme, re.M)
+    for words in ("All results", "recipes/gakd.py", "docs/demo.png in the source distribution"):
+        assert words in text
+
+
+@pytest.fixture(scope="module")
+def outside(wheel, tmp_path_factory) -> Path:
+    """An environment that has the wheel installed, as site-packages have it, and the other packages of this one."""
+    folder = tmp_path_factory.mktemp("outside")
+    venv.create(folder / "venv", with_pip=False)
+    (site,) = (folder / "venv").glob("lib/python*/site-packages")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    (torch,) = importlib.util.find_spec("torch").submodule_search_locations
+    (site / "others.pth").write_text(str(Path(torch).parent))
+    return folder
+
+
+def test_a_type_checker_sees_every_public_name_and_its_type_from_outside(outside):
+    """Without `py.typed` types are guessed; with it, a name in no list that can be read is an error."""
+    checker = Path(sys.executable).with_name("basedpyright")
+    if not checker.exists():
+        pytest.skip("the extra gakd[dev] checks types")
+    lines = [f"from {name} import {', '.join(sorted(sys.modules[name].__all__))}" for name in ROOMS if name in sys.modules]
+    assert f"from gakd import {', '.join(sorted(gakd.__all__))}" in lines
+    lines += ["import gakd", "wrong: str = gakd.ReverseKL().temperature", "right: gakd.Objective = 0.5 * gakd.ReverseKL()"]
+    (outside / "theirs.py").write_text("\n".join(lines))
+    (outside / "pyrightconfig.json").write_text('{"typeCheckingMode": "standard", "reportMissingImports": false}')
+    found = subprocess.run(
+        [checker, "--outputjson", "--pythonpath", outside / "venv" / "bin" / "python", "theirs.py"],
+        cwd=outside, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    errors = [entry for entry in json.loads(found.stdout)["generalDiagnostics"] if entry["severity"] == "error"]
+    assert [(entry["rule"], entry["range"]["start"]["line"]) for entry in errors] == [
+        ("reportAssignmentType", lines.index("wrong: str = gakd.ReverseKL().temperature"))
+    ], found.stdout
+
+
+def test_each_lower_bound_is_what_the_tests_at_the_floor_install():
+    """`make test-floor`: as many digits as the bound has."""
+    floor = pins("constraints-floor.txt")
+    extras = PROJECT["optional-dependencies"]
+    for text in [*PROJECT["dependencies"], *extras["demo"], *extras["lora"], *extras["api"]]:
+        requirement = Requirement(text)
+        (bound,) = (one.version for one in requirement.specifier if one.operator == ">=")
+        pinned = Version(floor[requirement.name.lower()])
+        assert Version(bound) == pinned, f"{text}: the floor has {pinned}"
+
+
+def test_ruff_is_of_one_version_before_a_commit_and_in_ci():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"][0]["hooks"]
+    assert [hook["additional_dependencies"] for hook in hooks] == [[f"ruff=={pins('constraints.txt')['ruff']}"]] * 2
+
+
+def test_the_workflow_runs_what_a_developer_runs():
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]
+    commands = {name: [step["run"] for step in job["steps"] if "run" in step] for name, job in jobs.items()}
+    assert commands == {"check": [".ci/run"], "floor": ["make test-floor"]}
+    assert (ROOT / ".ci" / "run").stat().st_mode & 0o111
+    makefile = (ROOT / "Makefile").read_text()
+    paths = re.search(r"^FLOOR_TESTS := (.*?)\n\n", makefile, re.M | re.S)
+    assert paths is not None
+    assert [path for path in re.findall(r"tests/\S+", paths[1]) if not (ROOT / path).exists()] == []
+
+
+def test_the_citation_is_of_this_version_under_this_licence():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (cited["version"], cited["license"]) == (PROJECT["version"], PROJECT["license"])
+    assert cited["authors"] == PROJECT["authors"]
+    assert {"cff-version", "message", "title"} <= cited.keys()
+    assert f"What {PROJECT['version']} " in (ROOT / "CHANGELOG.md").read_text()
+
+
+@pytest.mark.parametrize("form", sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("[!c]*.yml")), ids=lambda form: form.stem)
+def test_a_form_for_issues_has_what_the_host_asks_of_one(form):
+    asked = yaml.safe_load(form.read_text())
+    assert {"name", "description", "body"} <= asked.keys()
+    ids = [part["id"] for part in asked["body"]]
+    assert len({*ids}) == len(ids)
+    assert all(part["attributes"]["label"] for part in asked["body"])
+    mentioned = re.findall(r"(?:docs|tests)/[\w-]+\.(?:md|py)", form.read_text())
+    assert [file for file in mentioned if not (ROOT / file).exists()] == []
