@@ -73,9 +73,15 @@ def test_a_type_checker_sees_every_public_name_and_its_type_from_outside(outside
     checker = Path(sys.executable).with_name("basedpyright")
     if not checker.exists():
         pytest.skip("the extra gakd[dev] checks types")
-    lines = [f"from {name} import {', '.join(sorted(sys.modules[name].__all__))}" for name in ROOMS if name in sys.modules]
+    lines = [
+        f"from {name} import {', '.join(sorted(sys.modules[name].__all__))}" for name in ROOMS if name in sys.modules
+    ]
     assert f"from gakd import {', '.join(sorted(gakd.__all__))}" in lines
-    lines += ["import gakd", "wrong: str = gakd.ReverseKL().temperature", "right: gakd.Objective = 0.5 * gakd.ReverseKL()"]
+    lines += [
+        "import gakd",
+        "wrong: str = gakd.ReverseKL().temperature",
+        "right: gakd.Objective = 0.5 * gakd.ReverseKL()",
+    ]
     (outside / "theirs.py").write_text("\n".join(lines))
     (outside / "pyrightconfig.json").write_text('{"typeCheckingMode": "standard", "reportMissingImports": false}')
     found = subprocess.run(
@@ -123,7 +129,9 @@ def test_the_citation_is_of_this_version_under_this_licence():
     assert f"What {PROJECT['version']} " in (ROOT / "CHANGELOG.md").read_text()
 
 
-@pytest.mark.parametrize("form", sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("[!c]*.yml")), ids=lambda form: form.stem)
+@pytest.mark.parametrize(
+    "form", sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("[!c]*.yml")), ids=lambda form: form.stem
+)
 def test_a_form_for_issues_has_what_the_host_asks_of_one(form):
     asked = yaml.safe_load(form.read_text())
     assert {"name", "description", "body"} <= asked.keys()

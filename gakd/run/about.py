@@ -14,8 +14,8 @@ import torch
 
 import gakd
 from gakd import flags
-from gakd.data.hub import SHORT_NAMES
 from gakd.data.config import DataConfig
+from gakd.data.hub import SHORT_NAMES
 from gakd.files import last_name, read_json, write_json
 from gakd.machine import version_of
 from gakd.models.config import ModelConfig
