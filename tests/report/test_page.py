@@ -5,21 +5,25 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import shutil
 import statistics
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
 from gakd.cli.report import ReportConfig, main
+from gakd.data import DataConfig, load_data
 from gakd.errors import InputError
+from gakd.models import load_tokenizer
 from gakd.report.game import healths, verdict_of
 from gakd.report.groups import curve, group_warnings, grouped, settings
 from gakd.report.read import read_run
 from gakd.report.samples import samples
-from gakd.report.tables import run_rows, scores
+from gakd.report.tables import objective_rows, run_rows, scores
 from tests.recipe_runs import arguments, make_material, run_here
 from tests.report_runs import PROMPTS, write_run
 
@@ -230,7 +234,7 @@ def test_wall_time_is_by_the_files_and_only_where_they_can_be_right(folders, tmp
         os.utime(copy / name, (1e9, 1e9 + 0.001 * index))  # 40 steps of 4000 tokens at 20100 a second take 8 seconds
     assert read_run(real).wall_seconds == 3600
     assert read_run(copy).wall_seconds is None
-    assert [row.wall for row in run_rows(grouped([read_run(real), read_run(copy)]))] == ["1 h 00 min", "–"]
+    assert [row.wall for row in run_rows(grouped([read_run(real), read_run(copy)]), tmp_path)] == ["1 h 00 min", "–"]
 
 
 DAMAGE = {
@@ -289,7 +293,7 @@ def test_a_row_that_was_cut_short_and_numbers_that_are_not_finite(folders, tmp_p
 def test_an_unfinished_run_says_where_it_stands(tmp_path):
     run = read_run(write_run(tmp_path / "run", "gakd", 3, steps=10, planned=40, after=False))
     assert run.warnings == ["unfinished, at step 10 of 40: it has no after.json"]
-    (row,) = run_rows(grouped([run]))
+    (row,) = run_rows(grouped([run]), tmp_path)
     assert (row.status, row.steps) == ("unfinished", "10 of 40")
 
 
@@ -338,6 +342,27 @@ def test_what_it_refuses(folders, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_formula_and_links_to_cards_are_of_runs_that_have_them(folders, tmp_path):
+    runs = tmp_path / "the runs"
+    for name, seed in (("a", 1), ("b", 2), ("c", 3)):
+        write_run(runs / name, "gakd" if name != "c" else "sft", seed)
+    (runs / "a" / "student").mkdir()
+    (runs / "a" / "student" / "README.md").write_text("# a")
+    (runs / "b" / "about.json").write_text(json.dumps({"objective": "0.5 * <b>term</b>"}))
+    (runs / "c" / "about.json").write_text("{")
+    (tmp_path / "pages").mkdir()
+    page = written(tmp_path / "pages", *(runs / name for name in "abc"))
+    groups = grouped([read_run(runs / name) for name in "abc"])
+    assert [formula for _, _, formula in objective_rows(groups)] == ["0.5 * <b>term</b>"]
+    assert "<code>0.5 * &lt;b&gt;term&lt;/b&gt;</code>" in page
+    (link,) = re.findall(r'<a href="([^"#]+)">model card', page)
+    assert (tmp_path / "pages" / unquote(link)).read_text() == "# a"
+    assert any("about.json cannot be read" in warning for warning in groups[1].runs[0].warnings)
+    older = written(tmp_path, folders[0])
+    assert "Objectives" not in older
+    assert "model card" not in older
+
+
 def test_a_folder_that_is_no_run_is_left_out(folders, tmp_path, capsys):
     (tmp_path / "notes").mkdir()
     written(tmp_path, folders[0], tmp_path / "notes")
@@ -372,3 +397,14 @@ def test_real_runs(tmp_path, capsys):
         json.loads((folder / "after.json").read_text())["student"]["cross_entropy"] for folder in folders[:2]
     ]
     assert f'<span class="value">{sum(cross_entropies) / 2:.3f}</span>' in page
+    formulas = [json.loads((folder / "about.json").read_text())["objective"] for folder in (folders[0], folders[2])]
+    assert objective_rows(groups) == [(0, "gakd", formulas[0]), (1, "sft", "1 * cross_entropy")]
+    assert all(f"<code>{formula}</code>" in page for formula in formulas)
+    words = load_tokenizer(str(material / "student"))
+    data = load_data(DataConfig(str(material / "data"), max_length=96, max_prompt_length=64), words)
+    read = sum(
+        len(example.prompt_ids) + len(example.response_ids) - 1 for example in data.train
+    )  # never the last token
+    run_here("sft", *arguments(material, tmp_path / "epoch", "--steps", "8", "--text-examples", "0", recipe="sft"))
+    (row,) = run_rows(grouped([read_run(tmp_path / "epoch")]), tmp_path)
+    assert row.read == f"{read:,}"
