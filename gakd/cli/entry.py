@@ -1,4 +1,4 @@
-"""Command lines: a recipe's configuration from its flags."""
+"""Where a command begins and how it ends: a recipe or a tool from its flags, and its errors in one line each."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar
 
-import tyro
-
 from gakd.cli import config_file
+from gakd.cli.read_flags import command_line, read_flags
 from gakd.errors import InputError, RunError
 from gakd.pipes import LEFT, leave_closed_pipes
 
@@ -21,6 +20,14 @@ Config = TypeVar("Config")
 def start(main: Callable[[Config], None], paper: Config, demo: Config, description: str | None) -> None:
     """A recipe's entry: `parse` the command line, then `main`, as `run` runs it."""
     run(lambda arguments: main(parse(paper, demo, description, arguments)), sys.argv[1:])
+
+
+def start_tool(
+    main: Callable[[Config], None], kind: type[Config], description: str | None, default: Config | None = None
+) -> None:
+    """A tool's entry: its flags, then `main`, as `run` runs it."""
+    command = command_line()
+    run(lambda arguments: main(read_flags(kind, arguments, command, description, default)), sys.argv[1:])
 
 
 def run(main: Callable[[Config], None], config: Config) -> None:
@@ -103,14 +110,10 @@ def _line(error: Exception) -> str:
 def parse(paper: Config, demo: Config, description: str | None, arguments: Sequence[str] | None = None) -> Config:
     """Flags over defaults: the paper's once `--student` is named, else those of the demo, which fits two CPU cores.
 
-    Groups of flags are flat: `--steps`, not `--run.steps`. `--config FILE` sets flags that those of the command line override.
+    `--config FILE` sets flags that those of the command line override. InputError as in `read_flags`.
     """
+    command = command_line()
     arguments = config_file.expand(sys.argv[1:] if arguments is None else arguments, paper)
     named = any(argument == "--student" or argument.startswith("--student=") for argument in arguments)
-    return tyro.cli(
-        type(paper),
-        default=paper if named else demo,
-        args=arguments,
-        description=f"{(description or '').rstrip()}\n\n{config_file.HELP}",
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
+    described = f"{(description or '').rstrip()}\n\n{config_file.HELP}"
+    return read_flags(type(paper), arguments, command, described, paper if named else demo)
