@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from gakd.teachers.cached import CachedTeacher
     from gakd.teachers.local import LocalTeacher
     from gakd.types import IGNORE_INDEX, Batch, Head, StudentOutput, TeacherOutput
+    from gakd.version import __version__
     from gakd.weights import balanced, cosine, ramp, stepwise
 
 __getattr__, __dir__ = lazily(__name__, __file__)

@@ -13,7 +13,8 @@ PACKAGE = Path(__file__).parent.parent / "gakd"
 # From the ground up. A room imports rooms of the floors below it; nothing imports the top floor.
 FLOORS = """
 products
-types errors files pipes seeds machine weights rewards lazy
+types errors files pipes seeds machine weights rewards lazy version
+extras
 flags objective models logging
 losses data
 adversary teachers

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 from gakd.lazy import lazily
 
 if TYPE_CHECKING:
-    from gakd.cli.entry import parse, run, start
+    from gakd.cli.entry import parse, run, start, start_tool
     from gakd.data.config import DataConfig
+    from gakd.data.splits import Split
     from gakd.evaluation.config import EvaluationConfig
     from gakd.models.config import ModelConfig
     from gakd.run.config import RunConfig

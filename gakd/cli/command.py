@@ -8,29 +8,32 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import tyro
-
-from gakd.cli.entry import run
-
 
 class Subcommand(NamedTuple):
-    """A module with `main(config)` and its dataclass of flags; without one, `main(arguments)`, which reads them itself."""
+    """A module with `main(config)` and its dataclass of flags; without one, `main(arguments)`, which passes them on."""
 
     module: str
     config: str | None
     summary: str
+    tool: str | None = None  # the tool that it runs, whose flags it has
 
 
+_PASSED_ON = "gakd.cli.run_recipe"
 SUBCOMMANDS = {
     "ls": Subcommand("gakd.cli.list_recipes", "ListConfig", "recipes with their papers, and tools"),
     "cp": Subcommand("gakd.cli.copy_recipe", "CopyConfig", "a recipe as a file of your own"),
-    "run": Subcommand("gakd.cli.run_recipe", None, "a recipe: gakd run NAME [flags]"),
+    "run": Subcommand(_PASSED_ON, None, "a recipe: gakd run NAME [flags]"),
     "data": Subcommand(
         "gakd.cli.data",
         "DataPreviewConfig",
         "what a dataset becomes: counts, lengths, and examples with what is trained on in colour",
     ),
     "plan": Subcommand("gakd.cli.plan", "PlanConfig", "memory by part and FLOPs of a run, before it is started"),
+    "cache": Subcommand(_PASSED_ON, None, "a teacher's hidden states on disk: --teacher-cache", "tools/cache_teacher"),
+    "generate": Subcommand(_PASSED_ON, None, "a model's responses to a dataset, as JSONL", "tools/generate"),
+    "evaluate": Subcommand(_PASSED_ON, None, "one table over students, and their teacher", "tools/evaluate"),
+    "chat": Subcommand("gakd.cli.chat", "ChatConfig", "talk to a student, its teacher beside it"),
+    "study": Subcommand(_PASSED_ON, None, "many methods, seeds and measures in a mini world", "tools/study"),
     "report": Subcommand(
         "gakd.cli.report", "ReportConfig", "runs compared: one HTML file of curves, tables, completions"
     ),
@@ -45,29 +48,38 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if name in {"-h", "--help"}:
         print(usage())
         return
+    if name in {"-V", "--version"}:
+        from gakd.version import __version__
+
+        print(f"gakd {__version__}")
+        return
     if name not in SUBCOMMANDS:
         close = difflib.get_close_matches(name, SUBCOMMANDS, 1)
         hint = f", did you mean {close[0]!r}?" if close else ""
         print(f"error: no subcommand {name!r}{hint}\n\n{usage()}", file=sys.stderr)
         sys.exit(2)
+    from gakd.cli.entry import run
+    from gakd.cli.read_flags import read_flags
+    from gakd.cli.run_recipe import become
+
     subcommand = SUBCOMMANDS[name]
     module = importlib.import_module(subcommand.module)
-    if subcommand.config is None:
-        run(module.main, rest)
-        return
-    config = tyro.cli(
-        getattr(module, subcommand.config),
-        prog=f"gakd {name}",
-        args=rest,
-        description=module.__doc__,
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
-    run(module.main, config)
+
+    def begin(flags: list[str]) -> None:
+        if subcommand.tool is not None:
+            become(subcommand.tool, flags, f"gakd {name}")
+        elif subcommand.config is None:
+            module.main(flags)
+        else:
+            module.main(read_flags(getattr(module, subcommand.config), flags, f"gakd {name}", module.__doc__))
+
+    run(begin, list(rest))
 
 
 def usage() -> str:
     width = max(map(len, SUBCOMMANDS))
     lines = [f"  {name:<{width}}  {subcommand.summary}" for name, subcommand in SUBCOMMANDS.items()]
+    lines.append(f"  {'--version':<{width}}  which gakd this is")
     return "\n".join(["usage: gakd SUBCOMMAND [flags]   (gakd SUBCOMMAND --help explains them)", "", *lines])
 
 

@@ -1,31 +1,69 @@
-"""Command lines: a recipe's configuration from its flags."""
+"""Where a command begins and how it ends: a recipe or a tool from its flags, and its errors in one line each."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from typing import NoReturn, TypeVar
 
-import tyro
-
 from gakd.cli import config_file
+from gakd.cli.announce import loading_line, settings_line
+from gakd.cli.read_flags import command_line, read_flags
 from gakd.errors import InputError, RunError
+from gakd.extras import check_needs, needs_of
+from gakd.machine import is_first_process
 from gakd.pipes import LEFT, leave_closed_pipes
+from gakd.run.bounds import check_flags
 
 Config = TypeVar("Config")
 
 
 def start(main: Callable[[Config], None], paper: Config, demo: Config, description: str | None) -> None:
-    """A recipe's entry: `parse` the command line, then `main`, as `run` runs it."""
-    run(lambda arguments: main(parse(paper, demo, description, arguments)), sys.argv[1:])
+    """A recipe's entry: the command line is parsed and checked, then comes `main`, as `run` runs it."""
+
+    def begin(arguments: Sequence[str]) -> None:
+        config = parse(paper, demo, description, arguments)
+        _check(config)
+        if is_first_process():  # within a second of the start; what `main` imports takes seconds more
+            for line in (
+                settings_line(config) if _names_student(config_file.expand(arguments, paper)) else None,
+                loading_line(config),
+            ):
+                print(*filter(None, [line]), flush=True)
+        main(config)
+
+    run(begin, sys.argv[1:])
+
+
+def start_tool(
+    main: Callable[[Config], None], kind: type[Config], description: str | None, default: Config | None = None
+) -> None:
+    """A tool's entry: its flags, then `main`, as `run` runs it."""
+    command = command_line()
+
+    def begin(arguments: Sequence[str]) -> None:
+        config = read_flags(kind, arguments, command, description, default)
+        _check(config)
+        main(config)
+
+    run(begin, sys.argv[1:])
+
+
+def _check(config: object) -> None:
+    """What is wrong with the flags alone, and which packages they need that are missing."""
+    check_flags(config)
+    check_needs(needs_of(config))
 
 
 def run(main: Callable[[Config], None], config: Config) -> None:
     """Run `main`; bad input ends with its one line and exit status 2, a broken run with 1; warnings take one line each."""
     warnings.formatwarning = lambda message, *_: f"warning: {message}\n"
+    # transformers looks for torchao at import, whose line about its C++ extensions nobody here uses.
+    logging.getLogger("torchao").setLevel(logging.ERROR)
     warnings.simplefilter("ignore", FutureWarning)  # from one library about another: nothing a user could act on
     try:
         main(config)
@@ -103,14 +141,13 @@ def _line(error: Exception) -> str:
 def parse(paper: Config, demo: Config, description: str | None, arguments: Sequence[str] | None = None) -> Config:
     """Flags over defaults: the paper's once `--student` is named, else those of the demo, which fits two CPU cores.
 
-    Groups of flags are flat: `--steps`, not `--run.steps`. `--config FILE` sets flags that those of the command line override.
+    `--config FILE` sets flags that those of the command line override. InputError as in `read_flags`.
     """
+    command = command_line()
     arguments = config_file.expand(sys.argv[1:] if arguments is None else arguments, paper)
-    named = any(argument == "--student" or argument.startswith("--student=") for argument in arguments)
-    return tyro.cli(
-        type(paper),
-        default=paper if named else demo,
-        args=arguments,
-        description=f"{(description or '').rstrip()}\n\n{config_file.HELP}",
-        config=(tyro.conf.OmitArgPrefixes,),
-    )
+    described = f"{(description or '').rstrip()}\n\n{config_file.HELP}"
+    return read_flags(type(paper), arguments, command, described, paper if _names_student(arguments) else demo)
+
+
+def _names_student(arguments: Sequence[str]) -> bool:
+    return any(argument == "--student" or argument.startswith("--student=") for argument in arguments)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import secrets
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +11,7 @@ from typing import Any, Literal, Protocol
 
 from rich.markup import escape
 
-from gakd.errors import InputError
+from gakd.extras import Need, check_needs
 from gakd.files import write_whole
 
 LoggerName = Literal["tensorboard", "wandb", "trackio"]
@@ -63,9 +62,12 @@ class Loggers:
             self._say(f"warning: --log-to {name} is switched off ({escape(reason)}); metrics.csv has all numbers")
 
 
+def logger_need(name: LoggerName) -> Need:
+    return Need(f"--log-to {name}", (name,), name)
+
+
 def check_installed(name: LoggerName) -> None:
-    if importlib.util.find_spec(name) is None:
-        raise InputError(f"--log-to {name} needs the package {name}: pip install 'gakd[{name}]', or leave it out")
+    check_needs([logger_need(name)])
 
 
 class _TensorBoard:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
@@ -22,6 +22,7 @@ _SHORT = {
     "discriminator_accuracy": "D acc",
     "gradient_norm": "grad",
 }
+_BAR_WIDTH = 16
 _NOT_SHOWN = {"discriminator_penalty", "discriminator_margin"}
 
 
@@ -52,7 +53,22 @@ class Pace:
 
 def _peak_memory() -> int:
     """Bytes: the most that torch has held on this process's GPU; without one, of the process."""
+    import torch  # here, so that the flags of a run can be read without it
+
     return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_memory()
+
+
+WIDTH = 80  # of a line that goes to no terminal
+
+
+def fitted(terms: Sequence[str], behind: str, width: int) -> str:
+    """The first terms, as many as fit before what stands behind them in a line of this width."""
+    text = ""
+    for term in terms:
+        if len(text) + len(term) + len(behind) + 4 > width:
+            break
+        text += f"{term} "
+    return f"{text}| {behind}"
 
 
 class ProgressView:
@@ -66,7 +82,7 @@ class ProgressView:
         self._bar: Progress | None = None
         if shown and self.console.is_terminal:
             columns = (
-                BarColumn(bar_width=16),
+                BarColumn(bar_width=_BAR_WIDTH),
                 MofNCompleteColumn(),
                 TextColumn("{task.description}"),
                 TimeElapsedColumn(),
@@ -84,13 +100,15 @@ class ProgressView:
             left = int(self.pace.seconds_left(step))
             pace = f"{self.pace.tokens_per_second():,.0f} tok/s, {left // 60}:{left % 60:02d} left"
         shown = {name: value for name, value in values.items() if name not in _NOT_SHOWN}
-        text = " ".join(f"{_SHORT.get(name, name)} {value:.3g}" for name, value in shown.items())
-        text = f"{text} | {pace} | {_peak_memory() / 1e9:.1f} GB"
+        terms = [f"{_SHORT.get(name, name)} {value:.3g}" for name, value in shown.items()]
+        pace = f"{pace} | {_peak_memory() / 1e9:.1f} GB"
         if self._bar is not None:
-            self._bar.update(self._task, completed=step, description=text)
+            room = self.console.width - _BAR_WIDTH - 2 * len(str(self.total)) - len(" / 0:00:00 ")
+            self._bar.update(self._task, completed=step, description=fitted(terms, pace, room))
         elif time.perf_counter() - self._last_line > self.every or step == self.total:
             self._last_line = time.perf_counter()
-            print(f"step {step}/{self.total} {text}", flush=True)
+            start = f"step {step}/{self.total} "
+            print(f"{start}{fitted(terms, pace, WIDTH - len(start))}", flush=True)
 
     def say(self, text: str) -> None:
         """A line above the bar."""

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from gakd.extras import Need
+from gakd.models.wheel import reading_needs
+
 ALL_LINEAR = "all-linear"
+LORA = Need("LoRA", ("peft",), "lora", "train all weights with --lora-rank 0")
 
 
 @dataclass
@@ -34,3 +39,10 @@ class ModelConfig:
     """Keep only the student's layer inputs and recompute the rest in the backward: less memory, about a third more time."""
     trust_remote_code: bool = False
     """Run Python code that comes with a model's files. It can do anything on this machine: read it first."""
+
+    def needs(self) -> Iterator[Need]:
+        """What these flags cannot do without."""
+        if self.lora_rank:
+            yield LORA
+        for name in filter(None, (self.student, self.teacher)):
+            yield from reading_needs(name)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from gakd.models.config import ALL_LINEAR
+from gakd.extras import check_needs
+from gakd.models.config import ALL_LINEAR, LORA
 from gakd.models.errors import ModelError
 from gakd.models.mode import evaluating
 from gakd.models.parts import backbone_of
@@ -27,7 +28,7 @@ def add_lora(
 
     `targets`: `all-linear`, `paper` (q, k, v, o, gate, up and down_proj), or the last parts of layers' names. The head never
     has an adapter: one on a head that is tied to the embeddings merges into wrong weights. Nor have layers that the model reads
-    by their weight, which would pass an adapter by. Raises ModelError where peft is missing and where no layer is left.
+    by their weight, which would pass an adapter by. Raises InputError where peft is missing, ModelError where no layer is left.
     """
     linear = linear_layers(model)
     wanted = [name for name in linear if is_target(name, targets)]
@@ -41,13 +42,10 @@ def add_lora(
 
 
 def adapt(model: PreTrainedModel, names: Sequence[str], rank: int, alpha: int, dropout: float) -> nn.Module:
-    """LoRA on the linear layers of these names; ModelError where peft is missing."""
-    try:
-        from peft import LoraConfig, get_peft_model
-    except ImportError as error:
-        raise ModelError(
-            "LoRA needs peft: pip install 'gakd[lora]', or train all weights with --lora-rank 0"
-        ) from error
+    """LoRA on the linear layers of these names; InputError where peft is missing."""
+    check_needs([LORA])
+    from peft import LoraConfig, get_peft_model
+
     config = LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(names), task_type="CAUSAL_LM",
         fan_in_fan_out=all(not isinstance(model.get_submodule(name), nn.Linear) for name in names),  # GPT-2's Conv1D

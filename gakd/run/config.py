@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from gakd.extras import Need
+from gakd.logging.loggers import logger_need
 from gakd.run.schedules import LRSchedule, rate_at
 
 OptimizerName = Literal["adamw", "adamw8bit", "muon", "adafactor", "sgd"]
@@ -77,6 +80,10 @@ class RunConfig:
     """Compile decoder layers of student and teacher one by one; auto: on a GPU where Triton is. A minute of the first steps."""
     precision: Literal["auto", "32-true", "bf16-mixed", "bf16-true"] = "auto"
     """auto: bf16-mixed on a GPU, 32-true on a CPU."""
+
+    def needs(self) -> Iterator[Need]:
+        """What these flags cannot do without."""
+        yield from map(logger_need, self.log_to)
 
 
 def total_steps(config: RunConfig, examples: int) -> int:

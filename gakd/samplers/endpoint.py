@@ -19,9 +19,10 @@ from rich.markup import escape
 from gakd.data.rendering import with_json_arguments
 from gakd.data.rows import Message, Row, conversation
 from gakd.errors import InputError
+from gakd.extras import check_needs
 from gakd.logging.progress import ProgressView
 from gakd.samplers.endpoint_answers import ASKED_ENCODING, bound_answer, judge, read
-from gakd.samplers.endpoint_config import EndpointConfig
+from gakd.samplers.endpoint_config import CLIENT, EndpointConfig
 from gakd.samplers.response_cache import Response, ResponseCache
 
 if TYPE_CHECKING:
@@ -199,10 +200,9 @@ def response_records(
 
 
 def _client_library() -> ModuleType:
-    try:
-        import openai
-    except ImportError:
-        raise InputError("a teacher behind an API needs the openai client: pip install 'gakd[api]'") from None
+    check_needs([CLIENT])
+    import openai
+
     return openai
 
 

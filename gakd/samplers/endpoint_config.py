@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from html import escape
@@ -12,8 +13,10 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from gakd.errors import InputError
+from gakd.extras import Need
 from gakd.flags import COUNT, NOT_NEGATIVE, POSITIVE, Bound
 
+CLIENT = Need("a teacher behind an API", ("openai",), "api", "give a model that is loaded here")
 SHORTEST_KEY = 8  # characters; what is shorter stands for "no key", such as EMPTY, and is a word of any text
 _BOUNDS = {
     "max_new_tokens": COUNT, "samples": COUNT, "concurrency": COUNT, "timeout": POSITIVE, "patience": NOT_NEGATIVE,
@@ -64,6 +67,10 @@ class EndpointConfig:
     """Seconds after its first failure in which a request is tried again: server down, overloaded, rate limit."""
     key_variable: str = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key, never the key; it may be unset for a server without keys."""
+
+    def needs(self) -> Iterator[Need]:
+        """What these flags cannot do without."""
+        yield CLIENT
 
     def __post_init__(self) -> None:
         # The value may be the key itself: no message repeats it.

@@ -26,6 +26,7 @@ from transformers import PreTrainedTokenizerBase
 
 from gakd.data.ends import end_ids
 from gakd.errors import InputError
+from gakd.extras import Need, check_needs
 from gakd.models.export import write_folder
 from gakd.run.exchange import several
 from gakd.samplers.config import Sampling
@@ -221,8 +222,7 @@ def _response(completion: Completion, ends: Sequence[int]) -> list[int]:
 
 
 def _client_library() -> ModuleType:
-    try:
-        import openai
-    except ImportError:
-        raise InputError("a vLLM server is asked with the openai client: pip install 'gakd[vllm]'") from None
+    check_needs([Need("a vLLM server", ("openai",), "vllm", "let the student write here")])
+    import openai
+
     return openai

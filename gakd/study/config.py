@@ -9,12 +9,51 @@ from pathlib import Path
 from gakd.files import write_json
 from gakd.study.grid import LEARNING_RATES
 from gakd.study.settings import keep_to
-from gakd.study.world import WorldConfig
 
 # What may differ between commands that go on in one folder: which runs there are, not what a run is.
 FREE_TO_CHANGE = (
     "output_dir", "quick", "search", "methods", "seeds", "ablation_seeds", "learning_rates", "tune_ablations", "jobs"
 )  # fmt: skip
+
+
+@dataclass
+class WorldConfig:
+    """Texts and models of the mini world; another world needs another folder."""
+
+    dataset: str = "docstrings"
+    """Text of the world, as --dataset of a recipe."""
+    vocabulary: int = 2048
+    """Tokens of the BPE that is trained on the world's training text."""
+    longest_prompt: int = 64
+    """Tokens of a prompt; rows with longer ones are left out."""
+    longest_response: int = 160
+    """Tokens of a response with its end; rows with longer ones are left out, so that every text is complete."""
+    train_rows: int | None = None
+    """Training rows at most; None for all."""
+    held_out_rows: int = 224
+    """Rows of the validation and of the test split, at most."""
+    teacher_width: int = 128
+    """Hidden width of the teacher."""
+    teacher_layers: int = 4
+    """Decoder layers of the teacher."""
+    teacher_epochs: float = 8
+    """Passes of the teacher over the training text."""
+    student_width: int = 64
+    """Hidden width of the students."""
+    student_layers: int = 2
+    """Decoder layers of the students."""
+    student_epochs: float = 3
+    """Passes of the SFT that all methods start from; 0, for a given student alone, leaves it out."""
+    teacher: str | None = None
+    """A model to learn from in place of a mini one: a folder, hub id or name. Needs --student."""
+    student: str | None = None
+    """Its student, of the same tokenizer: a folder, hub id or name."""
+    keep_layers: int | None = None
+    """Decoder layers of the given student that are kept, evenly spaced; None for all."""
+
+    @property
+    def max_length(self) -> int:
+        return self.longest_prompt + self.longest_response
 
 
 @dataclass

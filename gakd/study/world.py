@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +24,7 @@ from gakd.models.config import ModelConfig
 from gakd.models.export import write_folder
 from gakd.models.loading import load_student
 from gakd.samplers.generation import padding_id
+from gakd.study.config import WorldConfig
 from gakd.study.settings import keep_to
 from gakd.teachers.loading import load_shared_tokenizer
 
@@ -35,46 +36,6 @@ CHAT_TEMPLATE = (
     "{% if message.role == 'assistant' %}<|end|>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-
-
-@dataclass
-class WorldConfig:
-    """Texts and models of the mini world; another world needs another folder."""
-
-    dataset: str = "docstrings"
-    """Text of the world, as --dataset of a recipe."""
-    vocabulary: int = 2048
-    """Tokens of the BPE that is trained on the world's training text."""
-    longest_prompt: int = 64
-    """Tokens of a prompt; rows with longer ones are left out."""
-    longest_response: int = 160
-    """Tokens of a response with its end; rows with longer ones are left out, so that every text is complete."""
-    train_rows: int | None = None
-    """Training rows at most; None for all."""
-    held_out_rows: int = 224
-    """Rows of the validation and of the test split, at most."""
-    teacher_width: int = 128
-    """Hidden width of the teacher."""
-    teacher_layers: int = 4
-    """Decoder layers of the teacher."""
-    teacher_epochs: float = 8
-    """Passes of the teacher over the training text."""
-    student_width: int = 64
-    """Hidden width of the students."""
-    student_layers: int = 2
-    """Decoder layers of the students."""
-    student_epochs: float = 3
-    """Passes of the SFT that all methods start from; 0, for a given student alone, leaves it out."""
-    teacher: str | None = None
-    """A model to learn from in place of a mini one: a folder, hub id or name. Needs --student."""
-    student: str | None = None
-    """Its student, of the same tokenizer: a folder, hub id or name."""
-    keep_layers: int | None = None
-    """Decoder layers of the given student that are kept, evenly spaced; None for all."""
-
-    @property
-    def max_length(self) -> int:
-        return self.longest_prompt + self.longest_response
 
 
 class World(NamedTuple):

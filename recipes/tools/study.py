@@ -14,25 +14,26 @@ from __future__ import annotations
 import signal
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import tyro
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
-
-from gakd.cli import run
+from gakd.cli import start_tool
 from gakd.errors import InputError
-from gakd.files import write_json, write_whole
 from gakd.study.config import QUICK, Config, claim
-from gakd.study.plots import plot_buckets, plot_differences
-from gakd.study.results import Results, as_json
-from gakd.study.scoring import BOUNDS, Scoring
-from gakd.study.stages import SEARCH, Study
-from gakd.study.tables import report, summary
+
+if TYPE_CHECKING:
+    from gakd.study.results import Results
+    from gakd.study.scoring import Scoring
 
 RECIPES = Path(__file__).resolve().parent.parent
 
 
-def main(config: Config) -> None:
+def main(config: Config) -> None:  # it imports what takes seconds, once the flags are read
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    from gakd.study.stages import SEARCH, Study
+    from gakd.study.tables import summary
+
     if (
         min(config.seeds, config.ablation_seeds, config.steps, len(config.learning_rates), len(config.sampling_seeds))
         < 1
@@ -60,6 +61,12 @@ def write_report(
     folder: Path, results: Results, tried: dict[str, dict[float, float]], config: Config, scoring: Scoring
 ) -> None:
     """report.md, results.json, differences.png and buckets.png."""
+    from gakd.files import write_json, write_whole
+    from gakd.study.plots import plot_buckets, plot_differences
+    from gakd.study.results import as_json
+    from gakd.study.scoring import BOUNDS
+    from gakd.study.tables import report
+
     longest = config.world.longest_response
     short, medium = (int(share * longest) for share in BOUNDS)
     settings = (
@@ -76,5 +83,4 @@ def write_report(
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the runs are ended with it
-    default = QUICK if "--quick" in sys.argv else Config()
-    run(main, tyro.cli(Config, default=default, description=__doc__, config=(tyro.conf.OmitArgPrefixes,)))
+    start_tool(main, Config, __doc__, QUICK if "--quick" in sys.argv else Config())

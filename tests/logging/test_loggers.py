@@ -23,7 +23,7 @@ def folder(tmp_path) -> Path:
 
 def test_a_missing_package_is_refused_with_what_to_install(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"--log-to wandb needs the package wandb: pip install 'gakd\[wandb\]'"):
+    with pytest.raises(InputError, match=r"--log-to wandb needs wandb: pip install 'gakd\[wandb\]'"):
         check_installed("wandb")
 
 
