@@ -5,7 +5,7 @@ Imports `samplers`, `teachers` and what is below them.
 
 from gakd.evaluation.checkpoints import evaluate_checkpoints
 from gakd.evaluation.evaluate import Evaluation, evaluate
-from gakd.evaluation.held_out import EvaluationConfig, HeldOut, conclude
+from gakd.evaluation.held_out import Conclusion, EvaluationConfig, HeldOut, conclude
 from gakd.evaluation.plots import plot_metrics
 from gakd.evaluation.report import checkpoints_table, comparison_table, completions_table, suite_table
 from gakd.evaluation.suite_results import SuiteResults
@@ -14,6 +14,7 @@ from gakd.evaluation.teacher_metrics import divergence_sums, divergences_to_teac
 from gakd.evaluation.text_metrics import corpus_exact_match, corpus_rouge_l, exact_match, rouge_l
 
 __all__ = [
+    "Conclusion",
     "Evaluation",
     "EvaluationConfig",
     "HeldOut",

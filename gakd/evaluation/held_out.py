@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from torch import nn
@@ -36,6 +36,9 @@ from gakd.samplers.generation import Sampling, decode, generate
 from gakd.teachers.cached import CachedTeacher
 from gakd.teachers.local import LocalTeacher
 from gakd.types import TeacherOutput
+
+if TYPE_CHECKING:
+    from gakd.evaluation.shown_figure import ShownFigure
 
 SHOWN_COMPLETIONS = 3
 
@@ -149,10 +152,26 @@ class HeldOut:
         return self._teacher_outputs[split]
 
 
-def conclude(folder: Path, student: nn.Module, held_out: HeldOut, before: dict[str, Any], main: bool = True) -> None:
+@dataclass(repr=False)  # every text of every evaluation
+class Conclusion:
+    """What a run came to; a notebook shows its curves."""
+
+    scores: dict[str, Evaluation]
+    """On the test split: of the student `before` and `after`, and of the `teacher` where there is one."""
+    figure: ShownFigure
+    """The curves, as in curves.png."""
+
+    def _repr_png_(self) -> bytes:
+        return self.figure._repr_png_()
+
+
+def conclude(
+    folder: Path, student: nn.Module, held_out: HeldOut, before: dict[str, Any], main: bool = True
+) -> Conclusion | None:
     """Export the student, evaluate it again, and print and save what changed: tables, completions, curves.
 
-    Every rank calls this, and the `main` one writes and prints. The student is measured in the precision of `before`.
+    Every rank calls this; the `main` one writes and prints, and what it returns has the scores and the figure. The others
+    get None. The student is measured in the precision of `before`.
     """
     exported = folder / "student"
     if main or is_sharded(base_of(student)):  # a sharded one is gathered from all
@@ -164,12 +183,12 @@ def conclude(folder: Path, student: nn.Module, held_out: HeldOut, before: dict[s
     with as_measured(before, device_of(student)):
         after = held_out.after(student)
     if not main:
-        return
+        return None
     write_json(folder / "after.json", {"student": asdict(after)}, indent=2)
     evaluations = {"before": Evaluation(**before["student"]), "after": after}
     if "teacher" in before:
         evaluations["teacher"] = Evaluation(**before["teacher"])
-    plot_metrics(folder / "metrics.csv", folder / "curves.png")
+    figure = plot_metrics(folder / "metrics.csv", folder / "curves.png")
     shown = held_out.test[: min(SHOWN_COMPLETIONS, len(after.predictions))]
     completions = {"reference": [example.row.responses[0] for example in shown]}
     labels = {"teacher": "teacher", "before": "student before", "after": "student after"}
@@ -181,3 +200,4 @@ def conclude(folder: Path, student: nn.Module, held_out: HeldOut, before: dict[s
     console.print(
         f"student: {exported}\ncurves:  {folder / 'curves.png'}\nmetrics: {folder / 'metrics.csv'}", soft_wrap=True
     )
+    return Conclusion(evaluations, figure)
