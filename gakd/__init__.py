@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gakd.adversary.readouts.soft_capped import SoftCappedLogitReadout
     from gakd.adversary.text_discriminator import TextDiscriminator
     from gakd.distiller import Distiller
+    from gakd.logging.frame import metrics
     from gakd.losses.divergences import (
         AdaptiveKL,
         AlphaBeta,

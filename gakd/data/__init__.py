@@ -22,4 +22,31 @@ if TYPE_CHECKING:
     from gakd.data.splits import Split
     from gakd.data.windows import Windows, padding_share, split_window
 
-__getattr__, __dir__, __all__ = lazily(__name__, __file__)
+__getattr__, __dir__ = lazily(__name__, __file__)
+
+__all__ = [
+    "Aligned",
+    "Data",
+    "DataConfig",
+    "DataError",
+    "Encoder",
+    "Example",
+    "Message",
+    "Row",
+    "Split",
+    "Windows",
+    "align",
+    "collate",
+    "encode",
+    "end_ids",
+    "end_of_text",
+    "fixed_date",
+    "load_data",
+    "load_rows",
+    "load_split",
+    "padding_share",
+    "render",
+    "row_from",
+    "split_window",
+    "spread",
+]

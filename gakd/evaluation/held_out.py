@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
@@ -44,6 +44,9 @@ from gakd.samplers.generation import decode, generate
 from gakd.teachers.cached import CachedTeacher
 from gakd.teachers.local import LocalTeacher
 from gakd.types import TeacherOutput
+
+if TYPE_CHECKING:
+    from gakd.evaluation.shown_figure import ShownFigure
 
 SHOWN_COMPLETIONS = 3
 
@@ -139,12 +142,27 @@ class HeldOut:
         return self._teacher_outputs[split]
 
 
-def conclude(folder: Path, student: nn.Module, held_out: HeldOut, before: dict[str, Any], main: bool = True) -> None:
+@dataclass(repr=False)  # every text of every evaluation
+class Conclusion:
+    """What a run came to; a notebook shows its curves."""
+
+    scores: dict[str, Evaluation]
+    """On the test split: of the student `before` and `after`, and of the `teacher` where there is one."""
+    figure: ShownFigure
+    """The curves, as in curves.png."""
+
+    def _repr_png_(self) -> bytes:
+        return self.figure._repr_png_()
+
+
+def conclude(
+    folder: Path, student: nn.Module, held_out: HeldOut, before: dict[str, Any], main: bool = True
+) -> Conclusion | None:
     """Export the student, evaluate it again, and print and save what changed: tables, completions, curves, its model card.
 
-    Every rank calls this, and the `main` one writes and prints. The student is measured in the precision of `before`, and
-    exported in the dtype that its run was asked for. Last of all it goes to the hub, where the run was asked for that; a
-    warning says why it did not arrive.
+    Every rank calls this; the `main` one writes and prints, and what it returns has the scores and the figure. The others
+    get None. The student is measured in the precision of `before`, and exported in the dtype that its run was asked for.
+    Last of all it goes to the hub, where the run was asked for that; a warning says why it did not arrive.
     """
     exported, about = folder / "student", read_about(folder)
     dtype = None if about.export_dtype is None else getattr(torch, about.export_dtype)
@@ -157,17 +175,17 @@ def conclude(folder: Path, student: nn.Module, held_out: HeldOut, before: dict[s
     with as_measured(before, device_of(student)):
         after = held_out.after(student)
     if not main:
-        return
+        return None
     write_json(folder / "after.json", {"student": asdict(after)}, indent=2)
     evaluations = {"before": Evaluation(**before["student"]), "after": after}
     if "teacher" in before:
         evaluations["teacher"] = Evaluation(**before["teacher"])
     measured = (
         f"{len(held_out.test)} examples of the held-out test split; the text of the first {len(after.predictions)} of them, "
-        f"sampled at temperature {held_out.config.temperature:g}"
+        f"sampled at temperature {held_out.config.sampling_temperature:g}"
     )
     write_card(exported, about, evaluations, measured)
-    plot_metrics(folder / "metrics.csv", folder / "curves.png")
+    figure = plot_metrics(folder / "metrics.csv", folder / "curves.png")
     shown = held_out.test[: min(SHOWN_COMPLETIONS, len(after.predictions))]
     completions = {"reference": [example.row.responses[0] for example in shown]}
     labels = {"teacher": "teacher", "before": "student before", "after": "student after"}
@@ -183,3 +201,4 @@ def conclude(folder: Path, student: nn.Module, held_out: HeldOut, before: dict[s
             console.print(f"hub:     {push(exported, about.push_to_hub)}", soft_wrap=True)
         except RunError as error:
             warnings.warn(str(error), stacklevel=2)
+    return Conclusion(evaluations, figure)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,6 +12,8 @@ from gakd.files import write_whole
 
 if TYPE_CHECKING:  # an eighth of what a recipe imports before its first line, for one figure at its end
     from matplotlib.axes import Axes
+
+    from gakd.evaluation.shown_figure import ShownFigure
 
 VALID = "valid/"
 
@@ -56,15 +57,16 @@ _COLORS = ("#2f6db3", "#d1662b", "#3a8f5c", "#8a5aa8")
 Series = tuple[list[float], list[float]]
 
 
-def plot_metrics(csv_path: str | Path, png_path: str | Path) -> None:
+def plot_metrics(csv_path: str | Path, png_path: str | Path | None = None) -> ShownFigure:
     """Draws the columns of a metrics CSV over its column `step`: training as lines, `valid/<name>` as markers.
 
-    Related columns share a panel, a column that none claims gets its own, and empty or non-finite cells are skipped.
-    Raises ValueError where the file has no column `step` or nothing to draw.
+    The figure is saved to `png_path`, if that is given, and returned: a notebook shows it. Related columns share a panel, a
+    column that none claims gets its own, and empty or non-finite cells are skipped. Raises ValueError where the file has
+    no column `step` or nothing to draw.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
+
+    from gakd.evaluation.shown_figure import ShownFigure
 
     series = read_series(Path(csv_path))
     panels = [*PANELS, *own_panels(series)]
@@ -73,9 +75,8 @@ def plot_metrics(csv_path: str | Path, png_path: str | Path) -> None:
         raise ValueError(f"{csv_path} has no metric to draw: expected numbers in columns beside `step`")
     columns = min(3, len(panels))
     rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(4.6 * columns, 3.0 * rows), dpi=130, layout="constrained")
+    figure = ShownFigure(figsize=(4.6 * columns, 3.0 * rows), dpi=130, layout="constrained")
     figure.get_layout_engine().set(h_pad=0.12, w_pad=0.08)  # type: ignore[union-attr]
-    FigureCanvasAgg(figure)
     grid = figure.subplots(rows, columns, squeeze=False, sharex=False)
     end = max(step for steps, _ in series.values() for step in steps)
     for axes, panel in zip(grid.flat, panels, strict=False):
@@ -87,9 +88,9 @@ def plot_metrics(csv_path: str | Path, png_path: str | Path) -> None:
     lowest = {index % columns: index for index in range(len(panels))}
     for index in lowest.values():
         grid.flat[index].set_xlabel("optimizer step", fontsize=8.5, color="0.3")
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png")
-    write_whole(Path(png_path), drawn.getvalue())
+    if png_path is not None:
+        write_whole(Path(png_path), figure.png(figure.dpi))
+    return figure
 
 
 def read_series(path: Path) -> dict[str, Series]:

@@ -176,7 +176,8 @@ def _take(folder: Path, wanted: dict[str, Any], defaults: dict[str, Any], resume
             opened.enter_context(lock)
             if begun and not resume:
                 raise InputError(
-                    f"{folder} holds another run: add --resume to continue it, or give another --output-dir"
+                    f"{folder} holds another run: add --resume to continue it, or give another --output-dir "
+                    f"(in Python: resume=True, or another output_dir)"
                 )
             if begun:
                 _refuse_other(path, wanted, defaults)

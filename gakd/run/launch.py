@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -29,10 +30,19 @@ from gakd.run.exchange import WHILE_IT_LIVES, Hosts, host_group
 LONGEST_SILENCE = timedelta(minutes=30)
 _STORE_IS_OPEN = "TORCHELASTIC_USE_AGENT_STORE"  # torch then opens none of its own
 _stores: list[object] = []  # open to the end of the process
+_launched: list[int] = []  # numbers of processes: of the one launch that a script may have
 
 
 def launch(config: RunConfig) -> Fabric:
-    """Start the processes that the flags ask for, this one among them; InputError where they cannot share a batch evenly."""
+    """Start the processes that the flags ask for, this one among them.
+
+    InputError where they cannot share a batch evenly, and where no process can be started: from a notebook, or a second time.
+    """
+    if hasattr(sys, "ps1") and (config.devices * config.num_nodes > 1 or config.strategy != "auto"):
+        raise InputError(
+            f"--devices {config.devices} --strategy {config.strategy} starts processes that run a script from its top, which a "
+            f"notebook is not: give devices=1 and strategy='auto' here, or run the loop as a script"
+        )
     precision = precision_of(config)
     fabric = Fabric(
         accelerator="auto",
@@ -41,6 +51,7 @@ def launch(config: RunConfig) -> Fabric:
         strategy=_strategy(config),
         precision=precision,
     )
+    _launch_once(fabric)
     if not _launched_by_fabric():  # which has launched them itself, and refuses a second time
         with _meeting_on_loopback(fabric):
             fabric.launch()
@@ -49,6 +60,26 @@ def launch(config: RunConfig) -> Fabric:
             f"--batch-size {config.batch_size} is not a multiple of the {fabric.world_size} processes that share it"
         )
     return fabric
+
+
+def _launch_once(fabric: Fabric) -> None:
+    """InputError where this script has started processes before: each of those runs the script too, from its top.
+
+    They would meet the second run's while they wait in the first. Of processes that something else starts, as torchrun
+    does, nobody starts more.
+    """
+    if fabric.world_size == 1 or not isinstance(_environment(fabric), LightningEnvironment):
+        return
+    if _launched:
+        raise InputError(
+            f"this script has started {_launched[0]} processes for a Run before, and each of them runs the script from its top: "
+            f"give every Run of --devices above 1 a script of its own, or begin it with torchrun"
+        )
+    _launched.append(fabric.world_size)
+
+
+def _environment(fabric: Fabric) -> object:
+    return getattr(fabric.strategy, "cluster_environment", None)
 
 
 def use_tensor_cores(device: torch.device, precision: str) -> None:
@@ -73,7 +104,7 @@ def _meeting_on_loopback(fabric: Fabric) -> Iterator[None]:
 
     A store that torch opens listens on all interfaces, to anybody who reaches the port.
     """
-    environment = getattr(fabric.strategy, "cluster_environment", None)
+    environment = _environment(fabric)
     alone = isinstance(environment, LightningEnvironment) and not environment.creates_processes_externally
     if not (alone and fabric.world_size > 1 and getattr(fabric.strategy, "num_nodes", 1) == 1):
         yield
