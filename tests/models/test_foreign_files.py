@@ -8,6 +8,7 @@ import pickle
 import resource
 import shutil
 import signal
+import sys
 import warnings
 
 import pytest
@@ -211,6 +212,15 @@ OF_TOKENIZERS = {
     "a template that is a number": (template_value(3), "is no text"),
 }
 # fmt: on
+
+
+@pytest.fixture(autouse=True)
+def pythons_own_depth():
+    """inductor doubles it for the rest of a process, and what nests too deep for the one is read by the other."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(1000)
+    yield
+    sys.setrecursionlimit(limit)
 
 
 def one_line(load, folder, expected):
