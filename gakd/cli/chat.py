@@ -19,7 +19,7 @@ from gakd.flags import SEED, check
 from gakd.samplers.config import Sampling
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass
@@ -77,7 +77,7 @@ class Speaker:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = config.dtype if config.dtype != "auto" else ("bfloat16" if device.type == "cuda" else "float32")
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(name, config.trust_remote_code)
-        self.model: PreTrainedModel = load_model(name, getattr(torch, dtype), None, config.trust_remote_code, device)
+        self.model: Any = load_model(name, getattr(torch, dtype), None, config.trust_remote_code, device)
         self.sampling = config.sampling
         self._messages = [] if config.system is None else [{"role": "system", "content": config.system}]
 
@@ -108,6 +108,7 @@ class Speaker:
         if not self.tokenizer.chat_template:
             return self.tokenizer(line, return_tensors="pt")["input_ids"]
         self._messages.append({"role": "user", "content": line})
-        return self.tokenizer.apply_chat_template(
+        asked: Any = self.tokenizer.apply_chat_template(
             self._messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
-        )["input_ids"]
+        )
+        return asked["input_ids"]

@@ -28,12 +28,10 @@ def start(main: Callable[[Config], None], paper: Config, demo: Config, descripti
     def begin(arguments: Sequence[str]) -> None:
         config = parse(paper, demo, description, arguments)
         _check(config)
-        if is_first_process():  # within a second of the start; what `main` imports takes seconds more
-            for line in (
-                settings_line(config) if _names_student(config_file.expand(arguments, paper)) else None,
-                loading_line(config),
-            ):
-                print(*filter(None, [line]), flush=True)
+        if is_first_process():  # within a second of the start; what `main` imports takes several more
+            named = _names_student(config_file.expand(arguments, paper))
+            for line in filter(None, (settings_line(config) if named else None, loading_line(config))):
+                print(line, flush=True)
         main(config)
 
     run(begin, sys.argv[1:])

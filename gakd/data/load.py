@@ -91,7 +91,7 @@ def load_source(
     if not summary.kept and UNANSWERED in summary.left_out:
         raise DataError(
             f"{dataset} has prompts alone, and the {split} split is what a student is judged by: give rows with responses as "
-            f"--{split}-dataset, or have a model write them with recipes/tools/generate.py"
+            f"--{split}-dataset, or have a model write them with `gakd generate`"
         )
     if not summary.kept:
         raise DataError(
