@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gakd.cli import DataConfig, ModelConfig, RunConfig, announce, parse
+from gakd.cli import DataConfig, EndpointConfig, ModelConfig, RunConfig, announce, parse
 from gakd.cli.read_flags import read_flags
 from gakd.errors import InputError
 from gakd.extras import Need, check_needs, needs_of
@@ -137,6 +138,20 @@ def test_what_is_loaded_is_named_before_it_is():
     assert announce.loading_line(cached) == "Loading student ./mine, teacher caches/dolly, data rows.jsonl"
 
 
+def test_a_bar_moves_on_a_terminal_and_leaves_nothing(monkeypatch, capsys):
+    import rich.console
+
+    with announce.waiting("Importing"):
+        pass
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(rich.console, "Console", functools.partial(rich.console.Console, force_terminal=True, width=80))
+    with announce.waiting("Importing"):
+        pass
+    shown = capsys.readouterr().out
+    assert "Importing" in shown
+    assert shown.endswith("\x1b[2K")  # the line is cleared
+
+
 @pytest.fixture
 def bare(monkeypatch):
     """A machine on which no package of an extra is installed."""
@@ -158,9 +173,9 @@ def test_every_need_is_of_an_extra_that_brings_its_packages():
     import tomllib
 
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    needs = list(needs_of([ModelConfig(), RunConfig(log_to=("tensorboard", "wandb", "trackio"))][0]))
-    needs += list(needs_of(RunConfig(log_to=("tensorboard", "wandb", "trackio"))))
-    assert len(needs) == 4
+    loggers = RunConfig(log_to=("tensorboard", "wandb", "trackio"))
+    needs = [*needs_of(ModelConfig()), *needs_of(loggers), *needs_of(EndpointConfig("http://localhost:8000/v1", "m"))]
+    assert {need.extra for need in needs} == {"lora", "tensorboard", "wandb", "trackio", "api"}
     for need in needs:
         assert all(any(wanted.startswith(name) for wanted in extras[need.extra]) for name in need.packages)
 
