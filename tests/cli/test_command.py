@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 
 import gakd
 from gakd.cli.command import SUBCOMMANDS, main
+from gakd.cli.entry import run
 from gakd.cli.read_flags import COMMAND, command_line
 from gakd.cli.recipe_files import find
 from tests import tiny
@@ -83,6 +85,11 @@ def test_a_wrong_flag_is_one_line_that_names_the_command(capsys):
     assert capsys.readouterr().err == (
         "error: --studnet is no flag of this command, did you mean --student? `gakd plan --help` lists them\n"
     )
+
+
+def test_a_library_that_nobody_asked_for_says_nothing_of_itself():
+    run(lambda config: None, None)
+    assert not logging.getLogger("torchao").isEnabledFor(logging.WARNING)
 
 
 def test_plan_plans(tmp_path, capsys):
