@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gakd.cli import DataConfig, EndpointConfig, ModelConfig, RunConfig, announce, parse
+from gakd.cli import DataConfig, EndpointConfig, ModelConfig, RunConfig, announce, parse, start
 from gakd.cli.read_flags import read_flags
 from gakd.errors import InputError
 from gakd.extras import Need, check_needs, needs_of
@@ -129,6 +129,34 @@ def test_the_settings_that_a_named_student_chooses_are_those_of_the_flags():
         "The paper's settings: all weights, batch 32, lr 0.002, 7 steps; --help lists them"
     )
     assert announce.settings_line(DataConfig()) is None
+
+
+@pytest.mark.parametrize(
+    ("flags", "first"),
+    [
+        (
+            ["--student", "./mine", "--lora-rank", "0"],
+            "The paper's settings: all weights, batch 32, lr 5e-5, 20 epochs",
+        ),
+        ([], "Loading student SmolLM2-135M-Instruct, teacher SmolLM2-135M-Instruct, data docstrings"),
+    ],
+)
+def test_a_recipe_says_at_once_whose_settings_it_has_and_what_it_loads(flags, first, monkeypatch, capsys):
+    module, lines = module_of("gakd"), []
+    monkeypatch.setattr(sys, "argv", ["recipes/gakd.py", *flags])
+    monkeypatch.setattr("gakd.extras.importlib.util.find_spec", lambda name: True)
+    start(lambda config: lines.append(capsys.readouterr().out), module.PAPER, module.DEMO, None)
+    assert lines[0].startswith(first)
+    assert lines[0].splitlines()[-1].startswith("Loading student ")
+
+
+def test_flags_out_of_their_bounds_are_refused_before_a_recipe_begins(monkeypatch, capsys):
+    module = module_of("gakd")
+    monkeypatch.setattr(sys, "argv", ["recipes/gakd.py", "--steps", "0"])
+    with pytest.raises(SystemExit) as stopped:
+        start(pytest.fail, module.PAPER, module.DEMO, None)
+    assert stopped.value.code == 2
+    assert capsys.readouterr() == ("", "error: --steps is at least 1, got 0\n")
 
 
 def test_what_is_loaded_is_named_before_it_is():
