@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gakd.cli.chat import ChatConfig, Speaker
 from gakd.cli.command import main
 from gakd.models import load_model, load_tokenizer
 from gakd.samplers import Sampling, generate
@@ -62,6 +63,26 @@ def test_it_ends_at_quit_at_an_empty_line_and_at_the_end(models, end, monkeypatc
 def test_a_model_without_a_template_continues_each_line(models, monkeypatch, capsys):
     printed = said(monkeypatch, capsys, "one\ntwo\n", str(models / "base"))
     assert printed == "".join(f"{expected(models / 'base', line)}\n" for line in ("one", "two"))
+
+
+def test_what_has_no_room_in_the_window_is_forgotten_from_the_oldest_on(models, capsys):
+    config = ChatConfig(str(models / "student"), system="Be short.", sampling=Sampling(6, 0.0))
+    speaker, narrow, fresh = (Speaker(config.student, config) for _ in range(3))
+    alone = fresh._prompt("and?")
+    speaker.answer("hi")
+    speaker.window = alone.shape[1] + 6  # of the last line with the system prompt, and an answer
+    assert speaker._prompt("and?").tolist() == alone.tolist()
+    narrow.window = 7
+    assert narrow._prompt("and?").tolist() == alone.tolist()  # a line by itself is never cut
+    capsys.readouterr()
+
+
+def test_it_ends_where_it_is_interrupted_by_hand(models, monkeypatch):
+    def interrupt(prompt: str) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("builtins.input", interrupt)
+    assert main(["chat", str(models / "student")]) is None
 
 
 def test_a_flag_out_of_its_bounds_is_refused_before_anything_is_loaded(monkeypatch, capsys):
