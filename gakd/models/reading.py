@@ -18,9 +18,10 @@ from transformers.utils import logging as transformers_logging
 from gakd.machine import is_first_process
 from gakd.models.errors import ModelError
 from gakd.models.files import check_files, source_files
-from gakd.models.names import WHEEL_MODEL, existing_folder, resolve
+from gakd.models.names import existing_folder, resolve
 from gakd.models.parts import idle_parameters
 from gakd.models.weight_files import check_weights
+from gakd.models.wheel import WHEEL_MODEL
 
 Read = TypeVar("Read")
 _LAYER = re.compile(r"(\.)(\d+)(\.)")  # the number of a layer in the name of a weight
