@@ -1,7 +1,9 @@
-"""What a run says of itself before anything is loaded: whose settings it has, and what it is about to load."""
+"""What a run says of itself before anything is loaded: whose settings it has, what it is about to load, and that it imports."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any, TypeVar
 
@@ -31,6 +33,22 @@ def loading_line(config: Any) -> str | None:
     teacher = models.teacher_cache or models.teacher
     parts = [f"student {models.student}", f"teacher {teacher}" if teacher else "", f"data {data.dataset}"]
     return f"Loading {', '.join(filter(None, parts))}"
+
+
+@contextmanager
+def waiting(text: str) -> Iterator[None]:
+    """A moving bar on a terminal, as long as something takes; it leaves nothing behind."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console()
+    if not console.is_terminal:
+        yield
+        return
+    columns = (TextColumn(text), BarColumn(24), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        progress.add_task("", total=None)
+        yield
 
 
 def _group(config: Any, kind: type[Group]) -> Group | None:

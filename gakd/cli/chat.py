@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -19,7 +20,7 @@ from gakd.flags import SEED, check
 from gakd.samplers.config import Sampling
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass
@@ -46,11 +47,12 @@ def main(config: ChatConfig) -> None:
     print(f"Loading {', '.join(names)}", file=sys.stderr, flush=True)
     speakers = [Speaker(name, config) for name in names]
     torch.manual_seed(config.sampling.seed)
-    for line in lines():
-        for name, speaker in zip(("student", "teacher"), speakers, strict=False):
-            if len(speakers) > 1:
-                print(f"{name}: ", end="", flush=True)
-            speaker.answer(line)
+    with suppress(KeyboardInterrupt):  # Ctrl-C ends it as Ctrl-D does, in the middle of an answer too
+        for line in lines():
+            for name, speaker in zip(("student", "teacher"), speakers, strict=False):
+                if len(speakers) > 1:
+                    print(f"{name}: ", end="", flush=True)
+                speaker.answer(line)
 
 
 def lines() -> Iterator[str]:
@@ -72,14 +74,15 @@ class Speaker:
     def __init__(self, name: str, config: ChatConfig) -> None:
         import torch
 
-        from gakd.models.loading import load_model, load_tokenizer
+        from gakd.models.loading import load_model, load_tokenizer, window_of_config
 
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         dtype = config.dtype if config.dtype != "auto" else ("bfloat16" if device.type == "cuda" else "float32")
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(name, config.trust_remote_code)
-        self.model: PreTrainedModel = load_model(name, getattr(torch, dtype), None, config.trust_remote_code, device)
-        self.sampling = config.sampling
+        self.model: Any = load_model(name, getattr(torch, dtype), None, config.trust_remote_code, device)
+        self.sampling, self.window = config.sampling, window_of_config(self.model.config)
         self._messages = [] if config.system is None else [{"role": "system", "content": config.system}]
+        self._first = len(self._messages)
 
     def answer(self, line: str) -> str:
         """Print the answer while it is written, and keep it for the lines to come, where there is a template for both."""
@@ -104,10 +107,22 @@ class Speaker:
         return text
 
     def _prompt(self, line: str) -> Any:
-        """Token ids [1, T] of all that was said, or of the line alone where the model has no template."""
+        """Token ids [1, T] of what was said, or of the line alone where the model has no template.
+
+        The oldest lines and their answers are forgotten where the next one has no room in the model's window.
+        """
         if not self.tokenizer.chat_template:
             return self.tokenizer(line, return_tensors="pt")["input_ids"]
         self._messages.append({"role": "user", "content": line})
-        return self.tokenizer.apply_chat_template(
+        ids_BT = self._rendered()
+        room = None if self.window is None else self.window - self.sampling.max_new_tokens
+        while room is not None and ids_BT.shape[1] > room and len(self._messages) > self._first + 1:
+            del self._messages[self._first : self._first + 2]
+            ids_BT = self._rendered()
+        return ids_BT
+
+    def _rendered(self) -> Any:
+        asked: Any = self.tokenizer.apply_chat_template(
             self._messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
-        )["input_ids"]
+        )
+        return asked["input_ids"]

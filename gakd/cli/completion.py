@@ -60,6 +60,8 @@ def _subcommands() -> Iterator[Any]:
             kind = _one_of(
                 _named(recipe, module.Config, vars(module).get("PAPER")) for recipe, module in modules.items()
             )
+        elif subcommand.tool is not None:
+            kind = load_recipe(files[subcommand.tool]).Config
         else:
             kind = getattr(importlib.import_module(subcommand.module), str(subcommand.config))
         yield _named(name, kind)

@@ -8,20 +8,17 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
-from transformers import PreTrainedTokenizerBase
 
-from gakd.data import DataConfig, Split, end_ids, spread
-from gakd.data.counts import counts
-from gakd.data.dates import fixed_date
-from gakd.data.load import encoder_of, load_summary
-from gakd.data.marks import date_mark
+from gakd.data.config import DataConfig
+from gakd.data.splits import Split
 from gakd.flags import COUNT, OPTIONAL_COUNT, Bound, check
-from gakd.models.loading import load_tokenizer
-from gakd.report.data_preview import counts_table, example_text, histogram
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass
@@ -48,6 +45,8 @@ BOUNDS = {
 
 def main(config: DataPreviewConfig) -> None:
     check(config, BOUNDS)
+    from gakd.models.loading import load_tokenizer
+
     console = Console()
     if not console.is_terminal:
         console = Console(width=120)
@@ -58,6 +57,13 @@ def main(config: DataPreviewConfig) -> None:
 
 def preview(config: DataPreviewConfig, tokenizer: PreTrainedTokenizerBase, marks: bool) -> Iterator[Any]:
     """What is shown, piece by piece; `marks` as in `example_text`."""
+    from gakd.data.counts import counts
+    from gakd.data.dates import fixed_date
+    from gakd.data.ends import end_ids
+    from gakd.data.load import encoder_of, load_summary, spread
+    from gakd.data.marks import date_mark
+    from gakd.report.data_preview import counts_table, example_text, histogram
+
     data = config.data
     data.date = fixed_date(data.date)
     encoder = encoder_of(data, tokenizer, config.prompts_alone)

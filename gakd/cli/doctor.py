@@ -14,7 +14,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from packaging.requirements import Requirement
 from packaging.version import Version
 from rich.console import Console
@@ -167,6 +166,8 @@ def installed() -> dict[str, str | None]:
 
 
 def seen_devices() -> Devices:
+    import torch
+
     found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
     return Devices(
         torch.version.cuda,

@@ -8,10 +8,11 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import NoReturn, TypeVar
 
 from gakd.cli import config_file
-from gakd.cli.announce import loading_line, settings_line
+from gakd.cli.announce import loading_line, settings_line, waiting
 from gakd.cli.read_flags import command_line, read_flags
 from gakd.errors import InputError, RunError
 from gakd.extras import check_needs, needs_of
@@ -28,12 +29,13 @@ def start(main: Callable[[Config], None], paper: Config, demo: Config, descripti
     def begin(arguments: Sequence[str]) -> None:
         config = parse(paper, demo, description, arguments)
         _check(config)
-        if is_first_process():  # within a second of the start; what `main` imports takes seconds more
-            for line in (
-                settings_line(config) if _names_student(config_file.expand(arguments, paper)) else None,
-                loading_line(config),
-            ):
-                print(*filter(None, [line]), flush=True)
+        if is_first_process():  # within a second of the start; what `main` imports takes several more
+            named = _names_student(config_file.expand(arguments, paper))
+            for line in filter(None, (settings_line(config) if named else None, loading_line(config))):
+                print(line, flush=True)
+            with waiting("Importing torch and transformers"):  # what every recipe's `main` begins with
+                for module in ("gakd.run.training", "gakd.evaluation.held_out"):
+                    import_module(module)
         main(config)
 
     run(begin, sys.argv[1:])

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from gakd.planning import PlanConfig, largest_micro_batch, plan
-from gakd.planning.tables import tables
+from gakd.planning.config import PlanConfig
 
 __all__ = ["PlanConfig", "main"]
 
 
 def main(config: PlanConfig) -> None:
     """Prints the plan."""
+    from gakd.planning.estimate import largest_micro_batch, plan
+    from gakd.planning.tables import tables
+
     planned = plan(config)
     console = Console()
     for table in tables(planned, largest_micro_batch(config)):

@@ -10,7 +10,8 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from typing import TypeVar
+from difflib import get_close_matches
+from typing import Any, TextIO, TypeVar
 
 from gakd.errors import InputError
 
@@ -34,7 +35,8 @@ def read_flags(
     """
     import tyro
 
-    shown, said = _Shown(), io.StringIO()
+    shown, said = _Shown(sys.stdout), io.StringIO()
+    given: dict[str, Any] = {} if default is None else {"default": default}
     try:
         with redirect_stdout(shown), redirect_stderr(said):
             return tyro.cli(
@@ -43,7 +45,7 @@ def read_flags(
                 args=arguments,
                 description=description or "",
                 config=(tyro.conf.OmitArgPrefixes,),
-                **({} if default is None else {"default": default}),
+                **given,
             )
     except SystemExit as left:
         if left.code:
@@ -55,12 +57,16 @@ def read_flags(
 class _Shown(io.StringIO):
     """What stands for the output, and has colours and frames where that has."""
 
+    def __init__(self, output: TextIO) -> None:
+        super().__init__()
+        self._output = output
+
     @property
     def encoding(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return getattr(sys.__stdout__, "encoding", None) or "utf-8"
+        return self._output.encoding or "utf-8"
 
     def isatty(self) -> bool:
-        return sys.__stdout__ is not None and sys.__stdout__.isatty()
+        return self._output.isatty()
 
 
 def _wrapped(help_text: str) -> str:
@@ -89,7 +95,8 @@ def _in_one_line(frame: str, command: str) -> str:
     if wrong.startswith("Unrecognized"):
         words = wrong.partition(": ")[2].split(", ")
         names = [word for word in words if word.startswith("-")] or words
-        nearest = ", ".join(rows[0][0] for rows in flags if rows)
+        known = [row[0] for rows in flags for row in rows]  # in any order
+        nearest = ", ".join(dict.fromkeys(best for name in names for best in get_close_matches(name, known, 1, 0)))
         what = f"{' '.join(names)} {'is no flag' if len(names) == 1 else 'are no flags'} of this command"
         return f"{what}{f', did you mean {nearest}?' if nearest else ':'} `{command} --help` lists them"
     if wrong.startswith("Missing from"):

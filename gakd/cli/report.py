@@ -15,9 +15,6 @@ import tyro
 
 from gakd.errors import InputError
 from gakd.files import write_whole
-from gakd.report.groups import group_warnings, grouped
-from gakd.report.page import html
-from gakd.report.read import read_run
 
 
 @dataclass
@@ -32,6 +29,10 @@ class ReportConfig:
 
 def main(config: ReportConfig) -> None:
     """Read the runs, write the page; a folder that is no run is left out with a warning."""
+    from gakd.report.groups import group_warnings, grouped
+    from gakd.report.page import html
+    from gakd.report.read import read_run
+
     if config.completions < 0:
         raise InputError(f"--completions is {config.completions}: expected 0 or more prompts")
     if config.output.is_dir():

@@ -107,7 +107,7 @@ def load_source(
     if UNANSWERED in summary.left_out:
         raise DataError(
             f"{dataset} has prompts alone, and the {split} split is what a student is judged by: give rows with responses as "
-            f"--{split}-dataset, or have a model write them with recipes/tools/generate.py"
+            f"--{split}-dataset, or have a model write them with `gakd generate`"
         )
     raise DataError(
         f"{dataset} has no rows for the split {split!r}: give a larger file, a folder with {split}.jsonl"

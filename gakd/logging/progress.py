@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from gakd.machine import peak_memory
@@ -22,7 +22,7 @@ _SHORT = {
     "discriminator_accuracy": "D acc",
     "gradient_norm": "grad",
 }
-_BAR_WIDTH = 16
+_BAR_WIDTH = 8
 _NOT_SHOWN = {"discriminator_penalty", "discriminator_margin"}
 
 
@@ -85,7 +85,6 @@ class ProgressView:
                 BarColumn(bar_width=_BAR_WIDTH),
                 MofNCompleteColumn(),
                 TextColumn("{task.description}"),
-                TimeElapsedColumn(),
             )
             self._bar = Progress(*columns, console=self.console)
             self._task = self._bar.add_task("", total=total, completed=start)
@@ -103,7 +102,7 @@ class ProgressView:
         terms = [f"{_SHORT.get(name, name)} {value:.3g}" for name, value in shown.items()]
         pace = f"{pace} | {_peak_memory() / 1e9:.1f} GB"
         if self._bar is not None:
-            room = self.console.width - _BAR_WIDTH - 2 * len(str(self.total)) - len(" / 0:00:00 ")
+            room = self.console.width - _BAR_WIDTH - len(f" {self.total}/{self.total} ")
             self._bar.update(self._task, completed=step, description=fitted(terms, pace, room))
         elif time.perf_counter() - self._last_line > self.every or step == self.total:
             self._last_line = time.perf_counter()

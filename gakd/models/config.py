@@ -22,7 +22,7 @@ class ModelConfig:
     teacher: str | None = "Qwen3-8B"
     """The teacher, of the same tokenizer (uld.py: any); None, where a recipe can do without, leaves out the comparison."""
     teacher_cache: Path | None = None
-    """Folder that tools/cache_teacher.py made of --teacher and this data: trains without loading the teacher."""
+    """Folder that `gakd cache` made of --teacher and this data: trains without loading the teacher."""
     student_layers: tuple[int, ...] = ()
     """Decoder layers of the student to keep: one number keeps that many, evenly spaced; several are indices. None: all."""
     lora_rank: int = 16

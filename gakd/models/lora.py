@@ -42,9 +42,15 @@ def add_lora(
 
 
 def adapt(model: PreTrainedModel, names: Sequence[str], rank: int, alpha: int, dropout: float) -> nn.Module:
-    """LoRA on the linear layers of these names; InputError where peft is missing."""
+    """LoRA on the linear layers of these names; InputError where peft is missing or cannot be imported."""
     check_needs([LORA])
-    from peft import LoraConfig, get_peft_model
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:  # it is there, and something that it needs is not, or not in its version
+        raise ModelError(
+            f"peft cannot be imported ({error}): `gakd doctor` says what does not go together; or train all weights with "
+            f"--lora-rank 0"
+        ) from error
 
     config = LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(names), task_type="CAUSAL_LM",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import pickle
 import re
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,11 +15,13 @@ import torch
 from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from gakd.machine import is_first_process
 from gakd.models.errors import ModelError
 from gakd.models.files import check_files, source_files
-from gakd.models.names import WHEEL_MODEL, existing_folder, resolve
+from gakd.models.names import existing_folder, resolve
 from gakd.models.parts import idle_parameters
 from gakd.models.weight_files import check_weights
+from gakd.models.wheel import WHEEL_MODEL
 
 Read = TypeVar("Read")
 _LAYER = re.compile(r"(\.)(\d+)(\.)")  # the number of a layer in the name of a weight
@@ -60,7 +63,7 @@ def read_weights(
         # Given weights, transformers reads no folder: the class is then asked by its configuration.
         asked, known = (kind, {}) if stand_ins is None else _by_config(kind, source, trust_remote_code)
         # Whatever a class draws for itself on the way: what is drawn afterwards does not depend on how a model was read.
-        with _without_report(), torch.random.fork_rng(devices=[]):
+        with _without_report(), _bar(), torch.random.fork_rng(devices=[]):
             return asked.from_pretrained(
                 source if stand_ins is None else None,
                 dtype=dtype,
@@ -149,6 +152,17 @@ def _without_report() -> Iterator[None]:
         yield
     finally:
         logger.removeFilter(keep)
+
+
+@contextmanager
+def _bar() -> Iterator[None]:
+    """transformers' bar of weights, and the hub's of downloads, where somebody waits for them at a terminal."""
+    if sys.stderr.isatty() and is_first_process():
+        transformers_logging.enable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.disable_progress_bar()
 
 
 def _reason(name: str, error: Exception) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from gakd.flags import COUNT, POSITIVE, Bound
 from gakd.models.config import ALL_LINEAR
-from gakd.planning.footprint import Shape
+
+if TYPE_CHECKING:
+    from gakd.planning.footprint import Shape
 
 GB = 10**9
 BOUNDS = {

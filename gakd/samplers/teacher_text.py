@@ -43,7 +43,7 @@ def teacher_examples(
     """
     if isinstance(teacher, CachedTeacher):
         raise InputError(
-            "a teacher cache holds hidden states and writes no text: write it with recipes/tools/generate.py, cache the "
+            "a teacher cache holds hidden states and writes no text: write it with `gakd generate`, cache the "
             "teacher on that text, then run recipes/gakd.py (or baselines/sft.py) with --dataset teacher-text "
             "--valid-dataset, --test-dataset and --teacher-cache"
         )

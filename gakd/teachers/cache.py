@@ -60,7 +60,7 @@ class TeacherCache:
         self.manifest = read_manifest(self.folder)
         if not self.manifest["complete"]:
             raise CacheError(
-                f"teacher cache {folder} is not finished: run the recipes/tools/cache_teacher.py command that began it "
+                f"teacher cache {folder} is not finished: run the `gakd cache` command that began it "
                 f"again, it goes on where it stopped"
             )
         self.dtype = DTYPES[self.manifest["settings"]["dtype"]]
@@ -104,7 +104,7 @@ class TeacherCache:
         if not found.all():
             raise CacheError(
                 f"{int((~found).sum())} of {len(keys)} sequences are not in the teacher cache {self.folder}: cache "
-                f"their text with recipes/tools/cache_teacher.py; text written during training needs a live teacher"
+                f"their text with `gakd cache`; text written during training needs a live teacher"
             )
         for shard in np.unique(self._shards[places]):
             self._check(self._names[shard])
@@ -147,7 +147,7 @@ class TeacherCache:
 
     def _damaged(self, name: str, reason: str) -> CacheError:
         return CacheError(
-            f"teacher cache {self.folder} is damaged, {name}: {reason}. Run the recipes/tools/cache_teacher.py command "
+            f"teacher cache {self.folder} is damaged, {name}: {reason}. Run the `gakd cache` command "
             f"that made it again: it makes damaged files again"
         )
 
@@ -159,9 +159,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         manifest = read_sealed(path, _UNSEALED)
         found = manifest["format"]
     except FileNotFoundError:
-        raise CacheError(
-            f"no teacher cache in {folder}, it has no {MANIFEST}: make one with recipes/tools/cache_teacher.py"
-        ) from None
+        raise CacheError(f"no teacher cache in {folder}, it has no {MANIFEST}: make one with `gakd cache`") from None
     except (OSError, ValueError, KeyError) as error:
         raise CacheError(f"{path} cannot be read ({error}): delete the folder and make the cache again") from error
     if found != FORMAT:

@@ -91,7 +91,7 @@ def refuse_missing(cache: TeacherCache, data: Data, config: ModelConfig) -> None
             raise CacheError(
                 f"{missing:,} of {len(examples):,} {name} examples are not in the teacher cache {cache.folder}: "
                 f"{reasons or 'its settings are the same, so the data has changed since'}. Give the settings it was made "
-                f"with, or cache this run's data into another folder with recipes/tools/cache_teacher.py"
+                f"with, or cache this run's data into another folder with `gakd cache`"
             )
 
 

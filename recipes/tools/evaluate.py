@@ -29,7 +29,7 @@ class Config:
     """An answer is long if each reference has so many words: that takes half of --max-new-tokens, and 200 would be cut."""
     split: Split = "test"
     """Split of the dataset that is measured on."""
-    max_examples: int | None = None
+    examples: int | None = None
     """Measure on the first so many examples, of each set of a suite; None for all."""
     seeds: list[int] = field(default_factory=lambda: [10, 20, 30, 40, 50])
     """Each draws one response a prompt; the table shows mean and standard deviation. [10 20 30 40 50]"""
@@ -87,10 +87,10 @@ def main(config: Config) -> None:  # it imports what takes seconds, once the fla
 
     left: dict[str, list[str]]  # of each checkpoint, the sets that it is to be evaluated on
     if sources is None:
-        suite, sets = None, {"": list(load_split(config.data, tokenizer, config.split)[: config.max_examples])}
+        suite, sets = None, {"": list(load_split(config.data, tokenizer, config.split)[: config.examples])}
         left = {name: [""] for name in config.students}
     else:
-        sets = load_suite(sources, config.data, tokenizer, config.split, config.max_examples)
+        sets = load_suite(sources, config.data, tokenizer, config.split, config.examples)
         suite = SuiteResults(config.output, asdict(config) | {"device": device.type}, FREE, sets, config.long_words)
         left = {name: suite.left(name) for name in config.students}
 

@@ -23,7 +23,7 @@ class Config:
     """JSONL file to write; its settings and how far it is go into OUTPUT.json."""
     split: Split = "train"
     """Split of the dataset whose prompts are answered."""
-    max_examples: int | None = None
+    examples: int | None = None
     """Answer the first so many prompts; None for all."""
     batch_size: int = 16
     """Prompts per batch: memory and speed, and the drawn text, since a batch shares its random numbers."""
@@ -48,7 +48,7 @@ def main(config: Config) -> None:  # it imports what takes seconds, once the fla
     config.data.date = fixed_date(config.data.date, (Path(f"{config.output}.json"), ("settings", "data", "date")))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = load_tokenizer(config.model, config.trust_remote_code)
-    examples = load_split(config.data, tokenizer, config.split, prompts_alone=True)[: config.max_examples]
+    examples = load_split(config.data, tokenizer, config.split, prompts_alone=True)[: config.examples]
     settings = asdict(config) | {"examples": len(examples), "device": device.type}
     del settings["output"], settings["trust_remote_code"]  # a file may be moved, and go on there
     written = ResumableRows(config.output, settings)

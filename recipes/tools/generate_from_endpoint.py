@@ -26,7 +26,7 @@ class Config:
     """docstrings, dolly, self-inst, vicuna, sinst, uinst, a .jsonl file, a folder of train/valid/test.jsonl, or a hub id."""
     split: Split = "train"
     """Split of the dataset whose prompts are answered."""
-    max_examples: int | None = None
+    examples: int | None = None
     """Answer the first so many prompts; None for all."""
     cache: Path | None = None
     """File of the responses as they arrive; may be shared by runs. None: OUTPUT with the suffix .responses.jsonl."""
@@ -43,7 +43,7 @@ def main(config: Config) -> None:  # it imports what takes seconds, once the fla
     output = config.output.resolve()
     if output.exists() and Path(config.dataset).resolve() in {output, output.parent}:
         raise InputError(f"{config.output} holds the prompts of --dataset {config.dataset}: give another --output")
-    rows = load_rows(config.dataset, config.split, config.skip_bad_rows, may_be_prompt=True)[: config.max_examples]
+    rows = load_rows(config.dataset, config.split, config.skip_bad_rows, may_be_prompt=True)[: config.examples]
     teacher = EndpointTeacher(config.endpoint, config.cache or config.output.with_suffix(".responses.jsonl"))
     responses = teacher.responses(rows)
     records = response_records(rows, responses, config.drop_unfinished)

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+import os
 import subprocess
 import sys
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
+import gakd
 from gakd.cli.command import SUBCOMMANDS, main
+from gakd.cli.entry import run
+from gakd.cli.read_flags import COMMAND, command_line
+from gakd.cli.recipe_files import find
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -45,6 +52,44 @@ def test_each_subcommand_explains_its_flags(name, capsys):
     assert f"gakd {name}" in printed
     for field in dataclasses.fields(getattr(module, SUBCOMMANDS[name].config)):
         assert field.name.replace("_", "-") in printed.lower()
+
+
+@pytest.mark.parametrize("flag", ["--version", "-V"])
+def test_it_says_which_version_it_is(flag, capsys):
+    assert main([flag]) is None
+    assert capsys.readouterr().out == f"gakd {version('gakd')}\n"
+    assert gakd.__version__ == version("gakd")
+
+
+def test_run_explains_itself(capsys):
+    for flag in ("--help", "-h"):
+        assert main(["run", flag]) is None
+        assert capsys.readouterr().out.startswith("usage: gakd run NAME [flags]\n")
+
+
+@pytest.mark.parametrize("name", [name for name, subcommand in SUBCOMMANDS.items() if subcommand.tool])
+def test_a_tool_as_a_command_becomes_the_tool_under_its_own_name(name, monkeypatch):
+    became: list[list[str]] = []
+    monkeypatch.setattr("os.execv", lambda program, words: became.append([program, *words]))
+    monkeypatch.setenv(COMMAND, "")
+    main([name, "--flag", "x"])
+    assert became == [[sys.executable, sys.executable, str(find(str(SUBCOMMANDS[name].tool))), "--flag", "x"]]
+    assert command_line() == f"gakd {name}"
+    assert COMMAND not in os.environ
+
+
+def test_a_wrong_flag_is_one_line_that_names_the_command(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["plan", "--studnet", "x"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err == (
+        "error: --studnet is no flag of this command, did you mean --student? `gakd plan --help` lists them\n"
+    )
+
+
+def test_a_library_that_nobody_asked_for_says_nothing_of_itself():
+    run(lambda config: None, None)
+    assert not logging.getLogger("torchao").isEnabledFor(logging.WARNING)
 
 
 def test_plan_plans(tmp_path, capsys):

@@ -14,10 +14,10 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-import tyro
 
 from gakd.cli import parse
 from gakd.cli.command import SUBCOMMANDS
+from gakd.cli.read_flags import read_flags
 from gakd.cli.recipe_files import find
 from tests.doc_blocks import PAGES, blocks, name_of
 from tests.recipe_table import ROOT
@@ -73,9 +73,12 @@ def check(words: Sequence[str], page: str) -> None:
         check_script(find(rest[1]).relative_to(ROOT).as_posix(), rest[2:])
     elif program == "gakd":
         subcommand = SUBCOMMANDS[rest[0]]
+        if subcommand.tool is not None:
+            check_script(find(subcommand.tool).relative_to(ROOT).as_posix(), rest[1:])
+            return
         assert subcommand.config is not None
         config = getattr(importlib.import_module(subcommand.module), subcommand.config)
-        parsed = accepted(lambda: tyro.cli(config, args=rest[1:], config=(tyro.conf.OmitArgPrefixes,)))
+        parsed = accepted(lambda: read_flags(config, rest[1:], "it", None))
         assert rest[0] != "cp" or find(parsed.recipe).exists()
     elif program == "make":
         assert re.search(rf"^{rest[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
@@ -99,7 +102,7 @@ def check_script(script: str, flags: Sequence[str]) -> None:
             Path(following).write_text(json.dumps(dataclasses.asdict(module.PAPER), default=str))
     given = [word for flag in flags for word in (LEFT_OUT.get(path.stem, []) if flag == "..." else [flag])]
     if path.parent.name == "tools":
-        accepted(lambda: tyro.cli(module.Config, args=given, config=(tyro.conf.OmitArgPrefixes,)))
+        accepted(lambda: read_flags(module.Config, given, "it", None))
     else:
         accepted(lambda: parse(module.PAPER, module.DEMO, module.__doc__, given))
 

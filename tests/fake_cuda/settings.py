@@ -8,8 +8,9 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
+from gakd.data.config import DataConfig
 from gakd.data.examples import Example
-from gakd.data.load import Data, DataConfig
+from gakd.data.load import Data
 from gakd.data.rows import Row
 from gakd.run.config import RunConfig
 

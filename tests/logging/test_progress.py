@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import functools
+import re
 
 import pytest
+from rich.text import Text
 
 from gakd.errors import InputError
 from gakd.logging import MetricsLog, Pace, ProgressView
@@ -87,3 +90,26 @@ def test_without_a_terminal_progress_is_plain_lines(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("step 1/2 CE 2 RKL 1.5 |")
     assert "tok/s, 0:00 left" in lines[1]
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_fits_80_columns_with_whole_terms(terminal, monkeypatch, capsys):
+    import rich.console
+
+    monkeypatch.setattr(
+        "gakd.logging.progress.Console", functools.partial(rich.console.Console, force_terminal=terminal, width=80)
+    )
+    monkeypatch.setattr("gakd.logging.progress._peak_memory", lambda: 70.7e9)
+    monkeypatch.setattr(Pace, "tokens_per_second", lambda self: 12_345.0)
+    monkeypatch.setattr(Pace, "seconds_left", lambda self, step: 6003.0)
+    view = ProgressView(total=20_000, start=0, shown=True, every=0.0)
+    names = ("cross_entropy", "reverse_kl", "adversarial", "discriminator", "discriminator_accuracy", "gradient_norm")
+    for step in (11_999, 12_000):
+        view.update(step, 123_456, dict.fromkeys(names, 0.000123456))
+    view.close()
+    text = Text.from_ansi(capsys.readouterr().out.replace("\r", "\n")).plain
+    lines = [line.rstrip() for line in text.splitlines() if "12000/20000" in line]
+    assert lines
+    for line in lines:
+        assert len(line) <= 80
+        assert re.search(r"CE 0\.000123 ((\w+|D acc) 0\.000123 )*\| 12,345 tok/s, 100:03 left \| 70\.7 GB", line)

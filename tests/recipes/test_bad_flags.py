@@ -94,7 +94,7 @@ def outcome(recipe: str, material: Path, output: Path, *flags: str) -> str:
     status: Any = None
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(said):
         try:
-            cli.run(module.main, parse(module.PAPER, module.DEMO, None, given_flags))
+            cli.run(lambda flags: module.main(parse(module.PAPER, module.DEMO, None, flags)), given_flags)
         except SystemExit as stopped:
             status = stopped.code
     lines = [line for line in said.getvalue().splitlines() if line.startswith("error: ")]

@@ -145,7 +145,7 @@ def test_the_floor_of_the_kl_and_its_gradient():
 
 def test_a_teacher_cache_is_refused(material, tmp_path, monkeypatch):
     module = module_of("released")
-    monkeypatch.setattr(module, "load_teacher", lambda *_: None)
+    monkeypatch.setattr("gakd.teachers.loading.load_teacher", lambda *_: None)
     config = parse(module.PAPER, module.DEMO, None, arguments(material, tmp_path / "run", recipe="released"))
     with pytest.raises(InputError, match="a cache has none: leave out --teacher-cache"):
         module.main(config)

@@ -15,6 +15,7 @@ from types import ModuleType
 import pytest
 
 from gakd.data import DataConfig, Example, Message, Row, encode, load_rows, load_split
+from gakd.errors import InputError
 from gakd.evaluation import evaluate
 from gakd.models import load_model, load_tokenizer
 from gakd.samplers import Generation, Sampling
@@ -101,10 +102,12 @@ def test_generate_killed_and_run_again_writes_the_same_rows(folder, tmp_path):
 def test_generate_refuses_other_settings_and_skips_what_is_done(folder, tmp_path, capsys, monkeypatch):
     tool = imported("generate")
     data = DataConfig(dataset=str(folder / "data"))
-    config = tool.Config(str(folder / "a"), tmp_path / "out.jsonl", max_examples=3, data=data, sampling=Sampling(3))
+    config = tool.Config(str(folder / "a"), tmp_path / "out.jsonl", examples=3, data=data, sampling=Sampling(3))
     tool.main(config)
     first = (tmp_path / "out.jsonl").read_bytes()
-    monkeypatch.setattr(tool, "load_model", None)  # calling it would raise: a finished file needs no model
+    monkeypatch.setattr(
+        "gakd.models.loading.load_model", None
+    )  # calling it would raise: a finished file needs no model
     tool.main(config)
     assert (tmp_path / "out.jsonl").read_bytes() == first
     assert capsys.readouterr().out.count("rows for 3 prompts") == 2
@@ -129,7 +132,7 @@ def test_generate_leaves_out_what_data_would_refuse():
 def test_evaluate_one_table_over_checkpoints(folder, tmp_path):
     printed = run(
         "evaluate", "--students", folder / "a", folder / "b", "--teacher", folder / "teacher",
-        "--dataset", folder / "data", "--seeds", 10, 20, "--max-new-tokens", 6, "--batch-size", 4, "--max-examples", 4,
+        "--dataset", folder / "data", "--seeds", 10, 20, "--max-new-tokens", 6, "--batch-size", 4, "--examples", 4,
         "--output", "numbers/result.json", cwd=tmp_path,
     )  # fmt: skip
     result = json.loads((tmp_path / "numbers" / "result.json").read_text())
@@ -153,13 +156,13 @@ def test_evaluate_one_table_over_checkpoints(folder, tmp_path):
 def test_evaluate_greedy_without_teacher(folder, capsys):
     tool = imported("evaluate")
     data = DataConfig(dataset=str(folder / "data"))
-    config = tool.Config([str(folder / "a")], temperature=0.0, max_new_tokens=3, max_examples=2, data=data)
+    config = tool.Config([str(folder / "a")], temperature=0.0, max_new_tokens=3, examples=2, data=data)
     tool.main(config)
     printed = capsys.readouterr().out
     assert "greedy" in printed
     assert "KL" not in printed
     config.students *= 2
-    with pytest.raises(SystemExit, match="name each once"):
+    with pytest.raises(InputError, match="name each once"):
         tool.main(config)
 
 
@@ -223,7 +226,7 @@ def test_evaluate_a_suite_that_is_done_loads_no_model(folder, tmp_path, capsys, 
     config = tool.Config([str(folder / "a")], suite=str(file), max_new_tokens=3, output=tmp_path / "suite.json")
     tool.main(config)
     printed = capsys.readouterr().out
-    monkeypatch.setattr(tool, "load_model", None)  # calling it would raise
+    monkeypatch.setattr("gakd.models.loading.load_model", None)  # calling it would raise
     tool.main(config)
     assert capsys.readouterr().out == printed
     assert "seeds 10, 20, 30, 40, 50" in printed
@@ -243,7 +246,7 @@ def test_an_endpoint_answers_a_dataset_once_and_what_it_wrote_trains(tmp_path):
 
     with serving(ChatServer(answer)) as server:
         flags = ("--base-url", server.url, "--model", "m", "--dataset", tmp_path, "--output", "text/train.jsonl")
-        printed = run("generate_from_endpoint", *flags, "--max-examples", 3, cwd=tmp_path)
+        printed = run("generate_from_endpoint", *flags, "--examples", 3, cwd=tmp_path)
         assert "text/train.jsonl: 3 rows for 3 prompts; 0 responses were cut" in printed
         printed = run("generate_from_endpoint", *flags, cwd=tmp_path)
         assert "5 rows for 5 prompts; 1 responses were cut" in printed

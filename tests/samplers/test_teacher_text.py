@@ -127,7 +127,7 @@ def test_text_of_other_settings_is_not_taken_over(teacher, tokenizer, data, tmp_
 
 def test_what_cannot_be_written_is_refused_in_one_line(teacher, tokenizer, data, tmp_path, monkeypatch):
     cached = CachedTeacher.__new__(CachedTeacher)
-    with pytest.raises(InputError, match=r"writes no text: write it with recipes/tools/generate\.py, cache") as refused:
+    with pytest.raises(InputError, match=r"writes no text: write it with `gakd generate`, cache") as refused:
         teacher_examples(cached, tokenizer, data, CONFIG, run_config(tmp_path))
     assert "\n" not in str(refused.value)
     for name in ("teacher_temperature", "teacher_max_new_tokens", "generation_batch_size"):

@@ -17,9 +17,10 @@ from gakd.cli.recipe_files import load_recipe
 from gakd.errors import InputError, RunError
 from gakd.models import load_tokenizer
 from gakd.study import runs, stages
+from gakd.study.config import WorldConfig
 from gakd.study.knobs import knobs
 from gakd.study.results import MEASURES
-from gakd.study.world import World, WorldConfig, make_material, training_flags
+from gakd.study.world import World, make_material, training_flags
 from tests.recipe_runs import make_material as make_recipe_material
 from tests.recipe_table import ROOT
 

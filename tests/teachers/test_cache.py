@@ -28,6 +28,7 @@ from gakd.teachers import (
     load_teacher,
 )
 from gakd.teachers.cache import HEAD, MANIFEST
+from gakd.teachers.cache_writer import batched
 from gakd.types import Head
 from tests import tiny
 from tests.flips import turned
@@ -112,7 +113,7 @@ def test_what_is_stored_is_what_the_teacher_said_bit_for_bit(folder, data, dtype
     cached = CachedTeacher(TeacherCache(folder / f"cache-{dtype}"))
     live = LocalTeacher(load_model(str(folder / "teacher"), getattr(torch, dtype)))
     unique = {example.key: example for split in (data.train, data.valid, data.test) for example in split}
-    for examples in tool.batched(list(unique.values()), 4):
+    for examples in batched(list(unique.values()), 4):
         batch = collate(examples, data.pad_token_id)
         assert cached(batch).hidden_NH.dtype == getattr(torch, dtype)
         assert torch.equal(cached(batch).hidden_NH, live(batch).hidden_NH)
@@ -286,7 +287,7 @@ def test_the_tool_makes_damaged_files_again(copy, folder, data, capsys):
 
 def test_a_finished_cache_is_left_alone_and_loads_no_model(folder, monkeypatch, capsys):
     before, tool = contents(folder / "cache"), imported("cache_teacher")
-    monkeypatch.setattr(tool, "load_model", None)
+    monkeypatch.setattr("gakd.models.loading.load_model", None)
     tool.main(cache_config(folder))
     assert contents(folder / "cache") == before
     printed = capsys.readouterr().out
