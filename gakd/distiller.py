@@ -36,7 +36,7 @@ class Distiller(nn.Module):
         self, student: nn.Module, objective: Objective, chunk_rows: int | None = None, kernel: Kernel = "auto"
     ) -> None:
         super().__init__()
-        self.student = student
+        self.student, self.objective = student, objective
         head_of(student)  # proven before it is wrapped, and cut over ranks
         if chunk_rows is not None and chunk_rows < 1:
             raise ValueError(f"chunk_rows is a number of rows, at least 1, or None for the default, got {chunk_rows}")

@@ -11,7 +11,6 @@ from torch import nn
 from torch.optim import Optimizer
 
 from gakd.errors import InputError
-from gakd.models.lora import base_of
 from gakd.run.config import OptimizerName
 
 _OF_WHOLE_WEIGHTS = {
@@ -56,7 +55,9 @@ def student_optimizer(
     if name == "adafactor":
         return torch.optim.Adafactor(weights, lr=learning_rate, weight_decay=weight_decay)
     if name == "sgd":
-        return torch.optim.SGD(weights, lr=learning_rate, momentum=0.9, weight_decay=weight_decay)
+        return torch.optim.SGD(  # of one weight after the other: all at once would copy all gradients
+            weights, lr=learning_rate, momentum=0.9, weight_decay=weight_decay, foreach=False
+        )
     matrices = [weight for weight in weights if weight.ndim == 2 and id(weight) not in tables]
     others = [weight for weight in weights if weight.ndim != 2 or id(weight) in tables]
     parts: list[Optimizer] = []
@@ -93,10 +94,3 @@ class Together(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self._share()
-
-
-def tables_of(student: nn.Module) -> set[int]:
-    """Identities of the weights that have a row for each token: embeddings and heads."""
-    modules = [module for module in student.modules() if isinstance(module, nn.Embedding)]
-    head_of: Any = getattr(base_of(student), "get_output_embeddings", lambda: None)
-    return {id(module.weight) for module in (*modules, head_of()) if module is not None}
