@@ -143,8 +143,8 @@ def load_source(
             f"--{split}-dataset, or have a model write them with recipes/tools/generate.py"
         )
     raise DataError(
-        f"{dataset} has no rows for the split {split!r}: give a larger file, a folder with {split}.jsonl"
-        + (f", or --{split}-dataset" if split != "train" else "")
+        f"{dataset} has no rows for the split {split!r}: give a larger file, "
+        + (f"a folder with {split}.jsonl, or --{split}-dataset" if split != "train" else "or a folder with train.jsonl")
     )
 
 

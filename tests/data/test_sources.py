@@ -140,7 +140,7 @@ def test_a_file_of_a_few_prompts_gives_each_split_one(count, sizes, tmp_path):
     data = load_data(DataConfig(str(path)), tiny.tokenizer())
     prompts = {split: [example.row.instruction for example in getattr(data, split)] for split in SPLITS}
     assert all(names.count(name) == 2 for names in prompts.values() for name in names)  # a prompt is on one side
-    assert sorted(sum(prompts.values(), [])) == sorted(2 * [f"q {n}" for n in range(count)])
+    assert sorted(name for names in prompts.values() for name in names) == sorted(2 * [f"q {n}" for n in range(count)])
     if sizes is not None:
         assert tuple(len(set(prompts[split])) for split in SPLITS) == sizes
         number = {f"q {n}": int.from_bytes(sha256(f"q {n}\n".encode()).digest()[:4], "big") for n in range(count)}

@@ -173,7 +173,7 @@ def test_project_and_name_are_those_that_were_given(folder, monkeypatch):
         monkeypatch.setitem(sys.modules, name, tracker(calls))
         Loggers([name], folder, 0, pytest.fail, "distilled", "first try").close()
         Loggers([name], folder, 0, pytest.fail).close()
-    inits = [(options["project"], options["name"]) for kind, options, *_ in calls if kind == "init"]
+    inits = [(call[1]["project"], call[1]["name"]) for call in calls if call[0] == "init"]
     identity = (folder / "run-id").read_text()
     assert inits == [
         ("distilled", "first try"), ("gakd", "gakd-1"), ("distilled", f"first try-{identity}"), ("gakd", f"gakd-1-{identity}"),
