@@ -20,7 +20,7 @@ from tests.recipe_table import RECIPES
 
 @pytest.fixture(scope="module")
 def material(tmp_path_factory) -> Path:
-    return make_material(tmp_path_factory.mktemp("material"), longest=10)
+    return make_material(tmp_path_factory.mktemp("material"), longest=10, certainty=20.0)
 
 
 def by_hand(recipe: str, student: torch.nn.Module, teacher: torch.nn.Module, batches: list[Batch], t: float) -> float:
