@@ -13,11 +13,8 @@ from torch.optim import Optimizer
 from gakd.errors import InputError
 from gakd.run.config import OptimizerName
 
-_OF_WHOLE_WEIGHTS = {
-    "adamw8bit",
-    "muon",
-    "adafactor",
-}  # blocks, matrices, rows and columns: a part of a weight has others
+# Blocks, matrices, rows and columns: a part of a weight has others.
+_OF_WHOLE_WEIGHTS = {"adamw8bit", "muon", "adafactor"}
 
 
 def check_optimizer(name: OptimizerName, strategy: str) -> None:

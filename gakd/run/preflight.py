@@ -27,7 +27,7 @@ from gakd.run.config import RunConfig
 from gakd.run.folder import group_of
 from gakd.run.optimizers import check_optimizer
 from gakd.run.turn_ends import end_warnings
-from gakd.weights import Balanced, weight_at, weight_text
+from gakd.weights import Balanced, Cosine, Ramp, Stepwise, Weight, weight_at, weight_text
 
 _SMALL = 10**8  # bytes of weights
 _LATER = 10**12  # a step behind the end of every schedule
@@ -88,8 +88,7 @@ def check_validation(evaluate_every: int, data: Data) -> None:
 def objective_warnings(objective: Objective, total: int) -> list[str]:
     """What of an objective plays no part in a run of `total` steps, by the schedules of its weights.
 
-    Where all weights are 0 in every step, and each term whose weight rises only after the last one. A weight that is 0 for good
-    is meant.
+    Where all weights are 0 in every step, and each term whose schedule is 0 in all of them. A weight that is 0 for good is meant.
     """
     weights = {term.name: weight.share if isinstance(weight, Balanced) else weight for weight, term in objective.terms}
     silent = {
@@ -100,8 +99,13 @@ def objective_warnings(objective: Objective, total: int) -> list[str]:
     return [
         f"{name} never begins: its weight, {weight_text(weight)}, is 0 in all {total} steps; start it earlier, or train longer"
         for name, weight in silent.items()
-        if weight_at(weight, _LATER)
+        if callable(weight) and not _is_off(weight)
     ]
+
+
+def _is_off(weight: Weight) -> bool:
+    """Whether a schedule is 0 for good. A user's own function is asked about no step that is not trained."""
+    return isinstance(weight, (Ramp, Cosine, Stepwise)) and weight_at(weight, _LATER) == 0
 
 
 def check_windows(config: ModelConfig, max_length: int | None) -> None:

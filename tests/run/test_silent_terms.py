@@ -29,6 +29,18 @@ def test_a_term_that_begins_after_the_last_step_is_told_and_one_that_is_off_is_n
     assert objective_warnings(stepwise({0: 1.0, 3: 0.0}) * entropy, 8) == []  # it has begun, and ends
 
 
+def test_of_a_users_own_schedule_no_step_is_asked_that_is_not_trained():
+    table = [0.0] * 8
+
+    def own(step: int) -> float:
+        return table[step]
+
+    (warning,) = objective_warnings(1.0 * CrossEntropy() + own * ReverseKL(), 8)
+    assert warning.startswith("reverse_kl never begins: its weight, own(step), is 0 in all 8 steps")
+    table[7] = 0.1
+    assert objective_warnings(1.0 * CrossEntropy() + own * ReverseKL(), 8) == []
+
+
 def test_of_a_balanced_weight_its_share_is_asked_without_a_step_being_played():
     weight = balanced(ramp(0.1, start=8))
     (warning,) = objective_warnings(1.0 * CrossEntropy() + weight * ReverseKL(), 8)
