@@ -135,7 +135,7 @@ def load_source(
     divided = records.divided and not whole
     summary = summary_of(table, sides(table, records), SPLITS.index(split) if divided else None, answered)
     report_left_out(summary, dataset, config.max_prompt_length)
-    if summary.kept or not needed:
+    if summary.kept or not (needed or UNANSWERED in summary.left_out):
         return summary
     if UNANSWERED in summary.left_out:
         raise DataError(
