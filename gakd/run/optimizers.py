@@ -84,7 +84,7 @@ class Together(Optimizer):
             start = end
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for part in self._parts:
             part.step()
 
