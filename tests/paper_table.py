@@ -24,6 +24,8 @@ MEASURED = {
 STUDY = json.loads((ROOT / "docs" / "results" / "study.json").read_text())["entries"]
 # Flags that say where and how often, not what is trained.
 NO_SETTING = {"output_dir", "save_every", "evaluate_every", "keep_checkpoints"}
+# A temperature of 1 is none.
+UNSAID = {"kl_temperature": 1.0}
 
 
 def table() -> str:
@@ -74,7 +76,7 @@ def _flags(recipe: str) -> dict[str, Any]:
             chosen = getattr(value, own.name)
             if own.name not in NO_SETTING and chosen != getattr(common, own.name):
                 found[own.name] = chosen
-    return {name: value for name, value in found.items() if value != ()}
+    return {name: value for name, value in found.items() if value != () and UNSAID.get(name) != value}
 
 
 def with_table(text: str) -> str:

@@ -41,7 +41,7 @@ def config_of(recipe: str, seed: int, steps: int | None) -> dict[str, Any]:
             "steps": steps,
             "save_every": 200,
         },
-        "evaluation": {"examples": 256, "text_examples": 3, "temperature": 1.0},
+        "evaluation": {"examples": 256, "text_examples": 3, "sampling_temperature": 1.0},
     }
 
 

@@ -102,7 +102,7 @@ def load_source(
     divided = records.divided and not whole
     summary = summary_of(table, sides(table, records), SPLITS.index(split) if divided else None, answered)
     report_left_out(summary, dataset, config.max_prompt_length)
-    if summary.kept or not needed:
+    if summary.kept or not (needed or UNANSWERED in summary.left_out):
         return summary
     if UNANSWERED in summary.left_out:
         raise DataError(
@@ -110,8 +110,8 @@ def load_source(
             f"--{split}-dataset, or have a model write them with `gakd generate`"
         )
     raise DataError(
-        f"{dataset} has no rows for the split {split!r}: give a larger file, a folder with {split}.jsonl"
-        + (f", or --{split}-dataset" if split != "train" else "")
+        f"{dataset} has no rows for the split {split!r}: give a larger file, "
+        + (f"a folder with {split}.jsonl, or --{split}-dataset" if split != "train" else "or a folder with train.jsonl")
     )
 
 

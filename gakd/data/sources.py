@@ -66,7 +66,7 @@ def load_rows(
 def _of_split(rows: list[Row], records: Records, split: Split) -> list[Row]:
     """As `gakd.data.summary.sides` has them."""
     usable = [row for row in rows if row.responses]
-    wanted = [one for one in SPLITS if one not in records.present]
+    wanted: list[Split] = [one for one in SPLITS if one not in records.present]
     if not records.divided or not usable or all(any(belongs(records, row, one) for row in usable) for one in wanted):
         return [row for row in rows if belongs(records, row, split)]
     held_out = held_out_of_few([key_of(records, row) for row in usable], records.present)

@@ -13,6 +13,7 @@ from gakd.errors import InputError
 from gakd.evaluation.evaluation import Evaluation
 from gakd.evaluation.suites import SuiteScores, is_long, suite_scores
 from gakd.files import write_json
+from gakd.flags import RENAMED
 from gakd.models.fingerprints import model_files, text_digest
 from gakd.samplers.resumable import check_settings
 
@@ -73,9 +74,10 @@ class SuiteResults:
             state = None
         if not isinstance(state, dict) or "checkpoints" not in state:
             raise InputError(f"{path} holds no results of a suite, so something else wrote it: give another path")
-        fixed = (
-            {key: value for key, value in one.items() if key not in free} for one in (state["config"], self._config)
-        )
+        before = {
+            key if key in self._config else RENAMED.get(key, key): value for key, value in state["config"].items()
+        }
+        fixed = ({key: value for key, value in one.items() if key not in free} for one in (before, self._config))
         check_settings(path, *fixed)
         for checkpoint, of_sets in state["evaluations"].items():
             before = state["checkpoints"][checkpoint]

@@ -1,20 +1,21 @@
-"""Where metrics go beside metrics.csv: TensorBoard, Weights & Biases, trackio."""
+"""Where metrics go beside metrics.csv: TensorBoard, Weights & Biases, trackio, MLflow."""
 
 from __future__ import annotations
 
 import json
 import secrets
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from rich.markup import escape
 
 from gakd.extras import Need, check_needs
 from gakd.files import write_whole
 
-LoggerName = Literal["tensorboard", "wandb", "trackio"]
+LoggerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 PROJECT = "gakd"
 
 
@@ -29,18 +30,27 @@ class Logger(Protocol):
 class Loggers:
     """One of each name, for the run in `folder`, whose config.json they show. One that raises is switched off, and `say` says so.
 
-    InputError where a package is missing.
+    They show it as `run_name` of `project`; None: by the folder's name. InputError where a package is missing.
     """
 
-    def __init__(self, names: Sequence[LoggerName], folder: Path, resume_at: int, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        names: Sequence[LoggerName],
+        folder: Path,
+        resume_at: int,
+        say: Callable[[str], None],
+        project: str = PROJECT,
+        run_name: str | None = None,
+    ) -> None:
         for name in names:
             check_installed(name)
-        kinds = {"tensorboard": _TensorBoard, "wandb": _WandB, "trackio": _Trackio}
+        kinds = {"tensorboard": _TensorBoard, "wandb": _WandB, "trackio": _Trackio, "mlflow": _MLflow}
+        title = _Title(project, run_name or folder.resolve().name)
         self._say = say
         self._on: dict[str, Logger] = {}
         for name in names:
             with self._switching_off(name):
-                self._on[name] = kinds[name](folder, resume_at)
+                self._on[name] = kinds[name](folder, resume_at, title)
 
     def log(self, step: int, values: dict[str, float]) -> None:
         for name, logger in list(self._on.items()):
@@ -70,10 +80,15 @@ def check_installed(name: LoggerName) -> None:
     check_needs([logger_need(name)])
 
 
+class _Title(NamedTuple):
+    project: str
+    name: str
+
+
 class _TensorBoard:
     """Event files in `folder/tensorboard`; those of steps that a resumed run takes again are purged."""
 
-    def __init__(self, folder: Path, resume_at: int) -> None:
+    def __init__(self, folder: Path, resume_at: int, title: _Title) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(folder / "tensorboard", purge_step=resume_at + 1)
@@ -87,17 +102,21 @@ class _TensorBoard:
 
 
 class _WandB:
-    """A run of the project `gakd`, which a resumed run continues.
+    """A run of the project, which a resumed run continues.
 
     The step is a metric, and the axis of the others: wandb's own step cannot go back to where a resumed run begins.
     """
 
-    def __init__(self, folder: Path, resume_at: int) -> None:
+    def __init__(self, folder: Path, resume_at: int, title: _Title) -> None:
         import wandb  # type: ignore[import-not-found]
 
-        name, identity = _identity(folder)
         self._run: Any = wandb.init(
-            project=PROJECT, name=name, id=identity, resume="allow", dir=folder, config=_config(folder)
+            project=title.project,
+            name=title.name,
+            id=_identity(folder),
+            resume="allow",
+            dir=folder,
+            config=_config(folder),
         )
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
@@ -110,13 +129,15 @@ class _WandB:
 
 
 class _Trackio:
-    """A run of the project `gakd` on this machine, which a resumed run continues."""
+    """A run of the project on this machine, which a resumed run continues."""
 
-    def __init__(self, folder: Path, resume_at: int) -> None:
+    def __init__(self, folder: Path, resume_at: int, title: _Title) -> None:
         import trackio  # type: ignore[import-not-found]
 
-        name = "-".join(_identity(folder))  # it knows runs by their names alone
-        self._run: Any = trackio.init(project=PROJECT, name=name, resume="allow", config=_config(folder), embed=False)
+        name = f"{title.name}-{_identity(folder)}"  # it knows runs by their names alone
+        self._run: Any = trackio.init(
+            project=title.project, name=name, resume="allow", config=_config(folder), embed=False
+        )
 
     def log(self, step: int, values: dict[str, float]) -> None:
         self._run.log(values, step=step)
@@ -125,13 +146,51 @@ class _Trackio:
         self._run.finish()
 
 
+class _MLflow:
+    """A run of the experiment that is called as the project, at MLFLOW_TRACKING_URI; a resumed run continues it."""
+
+    def __init__(self, folder: Path, resume_at: int, title: _Title) -> None:
+        from mlflow import MlflowClient  # type: ignore[import-not-found]
+
+        self._client: Any = MlflowClient()
+        identity, known = _identity(folder), self._client.get_experiment_by_name(title.project)
+        experiment = self._client.create_experiment(title.project) if known is None else known.experiment_id
+        found = self._client.search_runs([experiment], f"tags.gakd_run = '{identity}'")
+        run = (
+            found[0] if found else self._client.create_run(experiment, run_name=title.name, tags={"gakd_run": identity})
+        )
+        self._run: str = run.info.run_id
+        if found:
+            self._client.update_run(self._run, status="RUNNING")
+            return
+        for name, value in _flat(_config(folder)):
+            self._client.log_param(self._run, name, str(value)[:500])
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        from mlflow.entities import Metric  # type: ignore[import-not-found]
+
+        now = int(time.time() * 1000)
+        self._client.log_batch(self._run, metrics=[Metric(name, value, now, step) for name, value in values.items()])
+
+    def close(self) -> None:
+        self._client.set_terminated(self._run)
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
 def _config(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "config.json").read_text())
 
 
-def _identity(folder: Path) -> tuple[str, str]:
-    """The folder's name, and an id that is the same for each start of this run and no other's: kept in the folder."""
+def _identity(folder: Path) -> str:
+    """An id that is the same for each start of this run and no other's: kept in the folder."""
     path = folder / "run-id"
     if not path.exists():
         write_whole(path, secrets.token_hex(4))
-    return folder.resolve().name, path.read_text()
+    return path.read_text()

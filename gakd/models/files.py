@@ -23,6 +23,9 @@ INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _OTHER_FILES = ("configuration_files", "fast_tokenizer_files", "transformers_weights")
 _CODE = re.compile("implementation|kernel")
 _COUNT = re.compile(r"layers?$|depth$|experts$")
+_OF_TOKENIZER = re.compile(
+    "token|vocab|merges|tekken|spiece|sentencepiece|spm|bpe|byte_maps"
+)  # their VOCAB_FILES_NAMES
 _MOST = 10_000  # layers or experts: building more takes minutes, and no model has them
 
 
@@ -43,6 +46,11 @@ def source_files(name: str) -> Files | None:
         if (fetched := _fetched(source)) is not None:
             return Files(fetched, False)
     return None
+
+
+def lacks_tokenizer(folder: Path) -> bool:
+    """Whether a model's folder has a configuration, and no file that any tokenizer of transformers is read from."""
+    return (folder / "config.json").exists() and not any(_OF_TOKENIZER.search(path.name) for path in folder.iterdir())
 
 
 def check_files(files: Files, name: str, trust_remote_code: bool = False) -> None:

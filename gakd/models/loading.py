@@ -25,6 +25,7 @@ from gakd.machine import is_first_process
 from gakd.models.chat_templates import check_template
 from gakd.models.config import ModelConfig
 from gakd.models.errors import ModelError
+from gakd.models.files import lacks_tokenizer
 from gakd.models.heads import check_taken, head_of
 from gakd.models.lora import add_lora, lora_text
 from gakd.models.names import existing_folder
@@ -96,6 +97,11 @@ def checkpoint_activations(model: PreTrainedModel, preserve_rng_state: bool = Tr
 
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a model; a missing padding token becomes the end-of-text token (masks go by lengths, not by ids)."""
+    if (folder := existing_folder(name)) is not None and lacks_tokenizer(folder):
+        raise ModelError(
+            f"{name} has a model and no tokenizer: copy tokenizer.json and tokenizer_config.json of the model that it was made "
+            f"of into the folder"
+        )
     tokenizer: Any = read(
         name,
         trust_remote_code,

@@ -50,6 +50,13 @@ def routed_rows(backbone: PreTrainedModel, batch: Batch) -> tuple[Tensor, tuple[
     return hidden_NH, tuple(logits for logits in routers if logits is not None)
 
 
+def tables_of(base: nn.Module) -> set[int]:
+    """Identities of the weights that have a row for each token: embeddings, and the head of a transformers model."""
+    tables = [module for module in base.modules() if isinstance(module, nn.Embedding)]
+    head: Any = base.get_output_embeddings() if isinstance(base, PreTrainedModel) else None
+    return {id(module.weight) for module in (*tables, head) if module is not None}
+
+
 def layer_lists(backbone: nn.Module, config: PreTrainedConfig) -> dict[str, nn.Module]:
     """The lists of the backbone that have one entry a layer, by name; none inside another."""
     found: dict[str, nn.Module] = {}

@@ -41,6 +41,8 @@ class PlanConfig:
     """Linear layers with LoRA: all-linear (but the head), or names such as q_proj v_proj."""
     activation_checkpointing: bool = False
     """Keep only the student's layer inputs and recompute the rest in the backward."""
+    optimizer: Literal["adamw", "adamw8bit", "muon", "adafactor", "sgd"] = "adamw"
+    """The student's optimizer, which keeps one number or two for each weight that trains, or less."""
     micro_batch_size: int = 4
     """Sequences per forward on one device."""
     micro_batch_tokens: int | None = None
@@ -95,7 +97,7 @@ class Parts:
     runtime: int = 0  # of CUDA itself: context, kernels, workspaces of libraries
     weights: int = 0  # the student's; under fsdp2 its own part, and what is gathered
     gradients: int = 0
-    optimizer: int = 0  # AdamW's two moments, and what its step needs besides
+    optimizer: int = 0  # what it keeps, such as AdamW's two moments, and what its step needs besides
     activations: int = 0
     teacher: int = 0
     discriminator: int = 0  # its weights, gradients, moments and the game's activations

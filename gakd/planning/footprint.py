@@ -41,6 +41,8 @@ class Shape:
     active: int  # those that a token of text meets: of experts as many as its router chooses, of towers none
     idle: int  # of towers that no text reaches, frozen
     trainable: int
+    matrices: int  # of what trains: those that Muon steps
+    factors: int  # of what trains: entries that Adafactor keeps
     layer: int  # of the largest decoder layer
     trainable_layer: int
     in_layers: int  # of all decoder layers
@@ -108,6 +110,8 @@ def shape(config: PreTrainedConfig, layers: Sequence[int], adapters: Adapters) -
         active=sum(weight.active for weight in weights),
         idle=sum(parameter.numel() for parameter in idle_parameters(model).values()),
         trainable=sum(weight.entries for weight in weights if weight.trains),
+        matrices=sum(weight.entries for weight in weights if weight.trains and weight.matrix),
+        factors=sum(weight.factors for weight in weights if weight.trains),
         layer=max((sum(weight.entries for weight in inside if weight.layer == at) for at in every), default=0),
         trainable_layer=max((sum(w.entries for w in inside if w.layer == at and w.trains) for at in every), default=0),
         in_layers=sum(weight.entries for weight in inside),

@@ -69,8 +69,8 @@ def phases(setting: Setting) -> dict[str, Parts]:
     found["backward of embeddings"] = replace(
         whole, gradients=max(held.gradients, reduced) + _unreduced_rest(setting, embeddings), fused_chunk=0
     )
-    # The fused AdamW of a GPU has no temporaries; the plain one goes through the weights one after the other.
-    update = 0 if setting.on_gpu else 2 * setting.bytes * student.largest_trainable
+    # The fused AdamW of a GPU has no temporaries; a plain optimizer goes through the weights one after the other.
+    update = 0 if setting.on_gpu and config.optimizer == "adamw" else 2 * setting.bytes * student.largest_trainable
     found["update"] = replace(held, gradients=reduced, optimizer=held.optimizer + update)
     if config.text_examples:
         copy = 0 if config.on_own_text else copy_bytes(setting)
@@ -94,13 +94,25 @@ def _held(setting: Setting) -> Parts:
         runtime=CUDA_RUNTIME if setting.on_gpu else 0,
         weights=math.ceil(setting.student_bytes(student.parameters, student.trainable) / setting.parts),
         gradients=max(accumulated, _buckets(setting)),
-        optimizer=2 * setting.bytes * math.ceil(student.trainable / setting.parts),
+        optimizer=_moments(setting),
         # And its hidden states of a micro-batch, which the loop's variable holds until the next one's are there.
         teacher=setting.teacher_bytes * (teacher_entries + (0 if teacher is None else setting.rows * teacher.width)),
         discriminator=_discriminator(setting),
         held_out=held_out_bytes(setting),
         writing=copy_bytes(setting) if config.on_own_text else 0,
     )
+
+
+def _moments(setting: Setting) -> int:
+    """What the student's optimizer keeps from step to step."""
+    student, name = setting.student, setting.config.optimizer
+    if name == "adamw8bit":  # a byte each, and their largest of each block of 256
+        return 2 * student.trainable + 2 * FLOAT32 * math.ceil(student.trainable / 256)
+    if name == "adafactor":
+        return setting.bytes * student.factors
+    if name == "muon":
+        return setting.bytes * (2 * student.trainable - student.matrices)
+    return (1 if name == "sgd" else 2) * setting.bytes * math.ceil(student.trainable / setting.parts)
 
 
 def _discriminator(setting: Setting) -> int:

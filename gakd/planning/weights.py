@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from transformers import PreTrainedModel
 
 from gakd.models.config import ALL_LINEAR
 from gakd.models.lora import add_lora, is_target
-from gakd.models.parts import experts_per_token, idle_parameters
+from gakd.models.parts import experts_per_token, idle_parameters, tables_of
 from gakd.planning.layers import Kind, layers_of
 from gakd.planning.probe import Probe, linear_places
 
@@ -33,6 +34,8 @@ class Weight(NamedTuple):
     layer: int | None  # the first that has it
     trains: bool
     products: int  # multiply-adds of a token outside of embeddings and head
+    matrix: bool  # two dimensions, and no table with a row for each token: what Muon steps
+    factors: int  # entries of the rows' and columns' means that Adafactor keeps of it
 
 
 def weights_of(model: PreTrainedModel, kinds: Sequence[Kind], seen: Probe, adapters: Adapters) -> list[Weight]:
@@ -45,20 +48,30 @@ def weights_of(model: PreTrainedModel, kinds: Sequence[Kind], seen: Probe, adapt
             uses.setdefault(id(parameter), []).append(at)
         experts |= _experts(layer, seen.active[kinds[at]] or (experts_per_token(model) or 0))
     products, idle = _products(model, experts), {id(parameter) for parameter in idle_parameters(model).values()}
+    tables = tables_of(model)
     found = []
     for parameter in model.parameters():
         key, entries = id(parameter), parameter.numel()
         at = uses.get(key, [])
         met = 0 if key in idle else round(entries * experts.get(key, 1))
         multiplied = met * max(len(at), 1) if key in products else 0
-        found.append(Weight(entries, met, at[0] if at else None, not adapters.rank and key not in idle, multiplied))
+        trains, matrix = not adapters.rank and key not in idle, parameter.ndim == 2 and key not in tables
+        first = at[0] if at else None
+        found.append(Weight(entries, met, first, trains, multiplied, matrix, _factors(parameter.shape)))
     for name in adapted_layers(model, kinds, seen, adapters):
         weight: Any = model.get_submodule(name).weight
         at = uses.get(id(weight), [])
         for width in weight.shape:  # of the first matrix, and of the second
-            entries = adapters.rank * width
-            found.append(Weight(entries, entries, at[0] if at else None, True, entries * max(len(at), 1)))
+            entries, first = adapters.rank * width, at[0] if at else None
+            factors = adapters.rank + width
+            found.append(Weight(entries, entries, first, True, entries * max(len(at), 1), True, factors))
     return found
+
+
+def _factors(shape: Sequence[int]) -> int:
+    """Of the last two dimensions; of a vector, all."""
+    entries = math.prod(shape)
+    return entries if len(shape) < 2 else entries // shape[-1] + entries // shape[-2]
 
 
 def adapted_layers(model: PreTrainedModel, kinds: Sequence[Kind], seen: Probe, adapters: Adapters) -> list[str]:

@@ -58,8 +58,12 @@ class RunConfig:
     """Steps between checkpoints; 0 for one at the end only."""
     keep_checkpoints: int = 2
     """Newest checkpoints that are kept, beside the one of the highest validation ROUGE-L."""
-    log_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    log_to: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = ()
     """Where metrics go beside metrics.csv."""
+    project: str = "gakd"
+    """Project that these show the run in; MLflow's experiment."""
+    run_name: str | None = None
+    """What they call the run. None: the name of --output-dir."""
     export: Literal["last", "best"] = "last"
     """Student that is evaluated and exported at the end: of the last step, or of the highest validation ROUGE-L."""
     export_dtype: Literal["float32", "bfloat16", "auto"] = "float32"

@@ -11,14 +11,10 @@ from torch import nn
 from torch.optim import Optimizer
 
 from gakd.errors import InputError
-from gakd.models.lora import base_of
 from gakd.run.config import OptimizerName
 
-_OF_WHOLE_WEIGHTS = {
-    "adamw8bit",
-    "muon",
-    "adafactor",
-}  # blocks, matrices, rows and columns: a part of a weight has others
+# Blocks, matrices, rows and columns: a part of a weight has others.
+_OF_WHOLE_WEIGHTS = {"adamw8bit", "muon", "adafactor"}
 
 
 def check_optimizer(name: OptimizerName, strategy: str) -> None:
@@ -56,7 +52,9 @@ def student_optimizer(
     if name == "adafactor":
         return torch.optim.Adafactor(weights, lr=learning_rate, weight_decay=weight_decay)
     if name == "sgd":
-        return torch.optim.SGD(weights, lr=learning_rate, momentum=0.9, weight_decay=weight_decay)
+        return torch.optim.SGD(  # of one weight after the other: all at once would copy all gradients
+            weights, lr=learning_rate, momentum=0.9, weight_decay=weight_decay, foreach=False
+        )
     matrices = [weight for weight in weights if weight.ndim == 2 and id(weight) not in tables]
     others = [weight for weight in weights if weight.ndim != 2 or id(weight) in tables]
     parts: list[Optimizer] = []
@@ -86,17 +84,10 @@ class Together(Optimizer):
             start = end
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         for part in self._parts:
             part.step()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         self._share()
-
-
-def tables_of(student: nn.Module) -> set[int]:
-    """Identities of the weights that have a row for each token: embeddings and heads."""
-    modules = [module for module in student.modules() if isinstance(module, nn.Embedding)]
-    head_of: Any = getattr(base_of(student), "get_output_embeddings", lambda: None)
-    return {id(module.weight) for module in (*modules, head_of()) if module is not None}

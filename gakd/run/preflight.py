@@ -21,6 +21,7 @@ from gakd.machine import is_first_process, memory
 from gakd.models.config import ModelConfig
 from gakd.models.hub import check_push
 from gakd.models.loading import load_tokenizer, window_of
+from gakd.objective import Objective
 from gakd.planning.config import GB, PlanConfig
 from gakd.planning.estimate import largest_micro_batch, plan
 from gakd.run.bounds import check_flags
@@ -28,8 +29,10 @@ from gakd.run.config import RunConfig
 from gakd.run.folder import group_of
 from gakd.run.optimizers import check_optimizer
 from gakd.run.turn_ends import end_warnings
+from gakd.weights import Balanced, Cosine, Ramp, Stepwise, Weight, weight_at, weight_text
 
 _SMALL = 10**8  # bytes of weights
+_LATER = 10**12  # a step behind the end of every schedule
 # One of each shape that a template may set in its own way.
 SAMPLES = (
     Row("What is a prime number?"),
@@ -85,6 +88,29 @@ def check_validation(evaluate_every: int, data: Data) -> None:
             f"{'the data' if data.config is None else data.config.dataset} has no rows to validate on: give more, "
             f"--valid-dataset FILE, or --evaluate-every 0"
         )
+
+
+def objective_warnings(objective: Objective, total: int) -> list[str]:
+    """What of an objective plays no part in a run of `total` steps, by the schedules of its weights.
+
+    Where all weights are 0 in every step, and each term whose schedule is 0 in all of them. A weight that is 0 for good is meant.
+    """
+    weights = {term.name: weight.share if isinstance(weight, Balanced) else weight for weight, term in objective.terms}
+    silent = {
+        name: weight for name, weight in weights.items() if not any(weight_at(weight, step) for step in range(total))
+    }
+    if weights and silent.keys() == weights.keys():
+        return [f"all weights are 0 in every one of {total} steps: {objective}; nothing is learned, give one above 0"]
+    return [
+        f"{name} never begins: its weight, {weight_text(weight)}, is 0 in all {total} steps; start it earlier, or train longer"
+        for name, weight in silent.items()
+        if callable(weight) and not _is_off(weight)
+    ]
+
+
+def _is_off(weight: Weight) -> bool:
+    """Whether a schedule is 0 for good. A user's own function is asked about no step that is not trained."""
+    return isinstance(weight, (Ramp, Cosine, Stepwise)) and weight_at(weight, _LATER) == 0
 
 
 def check_windows(config: ModelConfig, max_length: int | None) -> None:
@@ -149,7 +175,7 @@ def planned(config: RunConfig, recipe_config: Any, models: ModelConfig, data: Da
     sequences = config.micro_batch_size if tokens is None else max(tokens // data.max_length, 1)
     return PlanConfig(
         models.student, models.teacher, models.teacher_cache is not None, models.student_layers, models.lora_rank,
-        models.lora_dropout, models.lora_targets, models.activation_checkpointing,
+        models.lora_dropout, models.lora_targets, models.activation_checkpointing, config.optimizer,
         micro_batch_size=min(sequences, max(share, 1)), accumulate=share > sequences, length=data.max_length,
         discriminator=readout_width is not None, readout_width=readout_width or 1,
         discriminator_width=getattr(recipe_config, "discriminator_width", 256),

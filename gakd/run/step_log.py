@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gakd.adversary.adversarial import GameWatch
-from gakd.logging.loggers import LoggerName, Loggers
+from gakd.logging.loggers import PROJECT, LoggerName, Loggers
 from gakd.logging.metrics import MetricsLog
 from gakd.logging.progress import ProgressView
 from gakd.objective import Counts, Objective
@@ -34,12 +34,17 @@ class StepLog:
         """What keeps this rank from logging: a full disk, a folder that is gone, a pipe that nobody reads."""
 
     @contextmanager
-    def open(self, folder: Path, log_to: Sequence[LoggerName], step: int, total: int, is_main: bool) -> Iterator[None]:
+    def open(
+        self, folder: Path, log_to: Sequence[LoggerName], step: int, total: int, is_main: bool, project: str = PROJECT,
+        run_name: str | None = None,
+    ) -> Iterator[None]:  # fmt: skip
         """The files and the bar of a run that goes on after `step`."""
         with ExitStack() as leaving:
             self._view = leaving.enter_context(closing(ProgressView(total, step, is_main)))
             if is_main:
-                log = MetricsLog(folder / "metrics.csv", step, [Loggers(log_to, folder, step, self.say)])
+                log = MetricsLog(
+                    folder / "metrics.csv", step, [Loggers(log_to, folder, step, self.say, project, run_name)]
+                )
                 self._metrics = leaving.enter_context(closing(log))
             yield
 

@@ -20,6 +20,8 @@ from gakd.errors import RunError
 from gakd.files import read_sealed, sealed_or_none, write_sealed
 from gakd.models.compiling import compile_layers, compiles
 from gakd.models.fingerprints import untrained_mark
+from gakd.models.lora import base_of
+from gakd.models.parts import tables_of
 from gakd.models.sharding import whole
 from gakd.objective import Counts, Objective
 from gakd.run import checkpoint
@@ -34,9 +36,9 @@ from gakd.run.known import check_data, check_models, marks_of
 from gakd.run.launch import expect_gradients, hosts, launch, patient_barrier, use_tensor_cores, writers_group
 from gakd.run.measuring import measuring
 from gakd.run.micro_batches import MicroBatches
-from gakd.run.optimizers import student_optimizer, tables_of
+from gakd.run.optimizers import student_optimizer
 from gakd.run.prefetch import Prefetch
-from gakd.run.preflight import check_run, check_validation
+from gakd.run.preflight import check_run, check_validation, objective_warnings
 from gakd.run.step_log import StepLog
 from gakd.run.step_record import StepRecord
 from gakd.run.updates import Update, Updates, fuse
@@ -125,10 +127,10 @@ class Run:
         config = self.config
         if isinstance(distiller, Distiller):
             expect_gradients(self.fabric, distiller.student)
+        self._objective = distiller.objective if isinstance(distiller, Distiller) else Objective(())
         if self.is_main:  # before anything is cut over ranks
             self._marks |= marks_of(distiller, teacher)
-            objective = str(distiller.objective) if isinstance(distiller, Distiller) else None
-            write_about(self.folder, config, self._recipe_config, self._recipe, objective)
+            write_about(self.folder, config, self._recipe_config, self._recipe, str(self._objective) or None)
         student = distiller.student if isinstance(distiller, Distiller) else distiller
         if compiles(config.compile, self.device):
             for model in (student, getattr(teacher, "model", None)):
@@ -142,7 +144,7 @@ class Run:
         # Sharding has put new parameters in place of the old ones.
         trainable = [parameter for parameter in distiller.parameters() if parameter.requires_grad]
         optimizer = student_optimizer(
-            config.optimizer, trainable, tables_of(student), config.learning_rate, config.weight_decay
+            config.optimizer, trainable, tables_of(base_of(student)), config.learning_rate, config.weight_decay
         )
         fuse(optimizer)
         self._student_optimizer = cast(Optimizer, self.fabric.setup_optimizers(optimizer))
@@ -214,9 +216,11 @@ class Run:
         )
         made = MicroBatches(config, self._recipe_config, data, self.rank, self.fabric.world_size, self.device)
         self.total = total_steps(config, len(data.train))
-        log = self._log.open(self.folder, config.log_to, self.step, self.total, self.is_main)
+        log = self._log.open(
+            self.folder, config.log_to, self.step, self.total, self.is_main, config.project, config.run_name
+        )
         with log, Interruptions() as self._interruptions, Prefetch(made.at, self.total) as windows:
-            for warning in filter(None, (longer, made.warning())):
+            for warning in filter(None, (longer, made.warning(), *objective_warnings(self._objective, self.total))):
                 self._log.say(f"warning: {warning}")
             while self.step < self.total:
                 batches, rows = windows.at(self.step)

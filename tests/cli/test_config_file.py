@@ -65,6 +65,14 @@ def test_a_file_that_is_none_is_refused_in_one_line(text, message, tmp_path):
     assert "\n" not in str(refused.value)
 
 
+def test_a_flags_former_name_is_read_in_a_file_and_named_on_the_command_line(tmp_path):
+    file = write(tmp_path / "config.json", json.dumps({"evaluation": {"temperature": 0.25}}))
+    assert parsed("--config", file).evaluation.sampling_temperature == 0.25
+    for flags in (["--temperature", "0"], ["--temperature=0"]):
+        with pytest.raises(InputError, match=r"^--temperature is now called --sampling-temperature: give that$"):
+            parsed(*flags)
+
+
 def test_a_missing_file_and_a_value_of_another_type_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"cannot be read"):
         parsed("--config", str(tmp_path / "none.yaml"))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
-from gakd.data import DataError, Row, load_rows
+from gakd.data import DataConfig, DataError, Row, load_data, load_rows
 from gakd.data.formats import unwrap_alpaca
-from gakd.data.splits import split_of
+from gakd.data.splits import SPLITS, split_of
+from tests import tiny
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 
@@ -129,6 +131,38 @@ def test_a_single_file_is_split_by_prompt_the_same_way_everywhere(tmp_path):
     assert len(load_rows(str(path), "test", whole=True)) == 4000
     # Pinned: other machines and versions must agree.
     assert {split_of(Row(f"question {i}")): i for i in (111, 21, 0)} == {"train": 0, "valid": 21, "test": 111}
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(2, (1, 0, 1)), (3, (1, 1, 1)), (8, (6, 1, 1)), (64, None)])
+def test_a_file_of_a_few_prompts_gives_each_split_one(count, sizes, tmp_path):
+    """One for test first, then one for validation, of the highest numbers of the hash; the same to a run and to `load_rows`."""
+    path = write(tmp_path / "few.jsonl", *({"prompt": f"q {n % count}", "response": f"{n}"} for n in range(2 * count)))
+    data = load_data(DataConfig(str(path)), tiny.tokenizer())
+    prompts = {split: [example.row.instruction for example in getattr(data, split)] for split in SPLITS}
+    assert all(names.count(name) == 2 for names in prompts.values() for name in names)  # a prompt is on one side
+    assert sorted(name for names in prompts.values() for name in names) == sorted(2 * [f"q {n}" for n in range(count)])
+    if sizes is not None:
+        assert tuple(len(set(prompts[split])) for split in SPLITS) == sizes
+        number = {f"q {n}": int.from_bytes(sha256(f"q {n}\n".encode()).digest()[:4], "big") for n in range(count)}
+        last = sorted(number, key=lambda name: (number[name] % 100, number[name]))
+        assert [set(prompts["test"]), set(prompts["valid"])] == [{last[-1]}, {last[-2]} if count > 2 else set()]
+    else:
+        assert all(prompts.values())
+    for split in SPLITS:
+        if prompts[split]:
+            assert [row.instruction for row in load_rows(str(path), split)] == prompts[split]
+
+
+def test_one_row_is_trained_on_where_the_others_come_from_elsewhere(tmp_path):
+    path, other = (write(tmp_path / name, {"prompt": name, "response": "x"}) for name in ("one.jsonl", "other.jsonl"))
+    with pytest.raises(DataError, match=r"one.jsonl has no rows for the split 'test': give .*, or --test-dataset"):
+        load_data(DataConfig(str(path)), tiny.tokenizer())
+    data = load_data(DataConfig(str(path), test_dataset=str(other)), tiny.tokenizer())
+    assert [len(split) for split in data[:3]] == [1, 0, 1]
+    with pytest.raises(
+        DataError, match=r"1 training examples do not fill one batch of 2: .* a smaller --batch-size, 1 at most"
+    ):
+        load_data(DataConfig(str(path), test_dataset=str(other)), tiny.tokenizer(), 2)
 
 
 def test_folders_take_their_files_by_name(tmp_path):

@@ -165,3 +165,35 @@ def test_one_that_cannot_begin_is_switched_off_too(folder, monkeypatch):
     loggers.close()
     assert len(said) == 1
     assert "wandb is switched off (RuntimeError: not logged in)" in said[0]
+
+
+def test_project_and_name_are_those_that_were_given(folder, monkeypatch):
+    calls: list = []
+    for name in ("wandb", "trackio"):
+        monkeypatch.setitem(sys.modules, name, tracker(calls))
+        Loggers([name], folder, 0, pytest.fail, "distilled", "first try").close()
+        Loggers([name], folder, 0, pytest.fail).close()
+    inits = [(call[1]["project"], call[1]["name"]) for call in calls if call[0] == "init"]
+    identity = (folder / "run-id").read_text()
+    assert inits == [
+        ("distilled", "first try"), ("gakd", "gakd-1"), ("distilled", f"first try-{identity}"), ("gakd", f"gakd-1-{identity}"),
+    ]  # fmt: skip
+
+
+def test_an_mlflow_run_is_continued_and_has_every_number_and_setting(folder, tmp_path, monkeypatch):
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "mlruns").as_uri())
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    (folder / "config.json").write_text(json.dumps({"r1": 10.0, "run": {"steps": 4}}))
+    for resume_at in (0, 2):
+        logger = Loggers(["mlflow"], folder, resume_at, pytest.fail, "distilled")
+        for step in (resume_at + 1, resume_at + 2):
+            logger.log(step, {"loss": 1 / step, "valid/rouge_l": 2.0})
+        logger.close()
+    client = mlflow.MlflowClient()
+    (run,) = client.search_runs([client.get_experiment_by_name("distilled").experiment_id])
+    assert (run.info.run_name, run.info.status) == ("gakd-1", "FINISHED")
+    assert run.data.params == {"r1": "10.0", "run.steps": "4"}
+    history = client.get_metric_history(run.info.run_id, "loss")
+    assert {point.step: point.value for point in history} == {1: 1, 2: 0.5, 3: 1 / 3, 4: 0.25}
+    assert run.data.metrics["valid/rouge_l"] == 2.0

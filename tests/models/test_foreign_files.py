@@ -246,6 +246,14 @@ def test_a_tokenizer_of_others_that_cannot_be_used_is_one_line(name, folder):
     one_line(load_tokenizer, folder, expected)
 
 
+def test_a_model_without_a_tokenizer_is_named_as_that(folder):
+    for path in folder.glob("*token*"):
+        path.unlink()
+    (folder / "chat_template.jinja").unlink(missing_ok=True)
+    assert (folder / "config.json").exists()
+    one_line(load_tokenizer, folder, "has a model and no tokenizer: copy tokenizer.json and tokenizer_config.json")
+
+
 @pytest.mark.parametrize("name", ["a deep configuration", "a configuration that is '3'", "a kernel"])
 @pytest.mark.parametrize("load", [window_of, load_tokenizer, load_backbone])
 def test_what_reads_the_configuration_alone_refuses_it_too(name, load, folder):

@@ -156,7 +156,7 @@ def test_evaluate_one_table_over_checkpoints(folder, tmp_path):
 def test_evaluate_greedy_without_teacher(folder, capsys):
     tool = imported("evaluate")
     data = DataConfig(dataset=str(folder / "data"))
-    config = tool.Config([str(folder / "a")], temperature=0.0, max_new_tokens=3, examples=2, data=data)
+    config = tool.Config([str(folder / "a")], sampling_temperature=0.0, max_new_tokens=3, examples=2, data=data)
     tool.main(config)
     printed = capsys.readouterr().out
     assert "greedy" in printed

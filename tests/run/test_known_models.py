@@ -202,3 +202,53 @@ def test_where_the_learning_rate_falls_over_all_steps_what_to_give_instead_is_sa
     run_here("gakd", *longer)
     run_here("gakd", *arguments(material, tmp_path / "straight", "--steps", "4", "--evaluate-every", "0"))
     assert_identical(tmp_path / "run", tmp_path / "straight")
+
+
+def test_a_constant_rate_may_fall_later_and_what_is_done_may_not_have_had_another(material, tmp_path):
+    """A schedule may be given anew where the finished steps would have had the same rates."""
+    flags = ("--evaluate-every", "0", "--lr-schedule", "constant")
+    falling = ("--evaluate-every", "0", "--lr-schedule", "warmup_stable_decay", "--decay-steps", "2", "--steps", "4")
+    run_here("sft", *arguments(material, tmp_path / "straight", *falling, recipe="sft"))
+    run_here("sft", *arguments(material, tmp_path / "run", *flags, "--steps", "2", recipe="sft"))
+    run_here("sft", *arguments(material, tmp_path / "run", *falling, "--resume", recipe="sft"))
+    assert_identical(tmp_path / "run", tmp_path / "straight")
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["run"]["lr_schedule"] == "warmup_stable_decay"
+    message = (
+        r"run with lr_schedule was warmup_stable_decay, is linear; decay_steps was 2, is None.*--lr-schedule constant"
+    )
+    linear = ("--evaluate-every", "0", "--lr-schedule", "linear", "--steps", "4", "--resume")
+    with pytest.raises(InputError, match=message):
+        run_here("sft", *arguments(material, tmp_path / "run", *linear, recipe="sft"))
+
+
+def test_a_recipe_whose_own_schedule_goes_over_all_steps_says_so(material, tmp_path):
+    flags = ("--evaluate-every", "0", "--lr-schedule", "constant")
+    run_here("distillm", *arguments(material, tmp_path / "run", *flags, "--steps", "2", recipe="distillm"))
+    longer = arguments(material, tmp_path / "run", *flags, "--steps", "4", "--resume", recipe="distillm")
+    with pytest.raises(
+        InputError, match=r"begun for 2 steps, 4 are asked for: this recipe's own schedule goes over all"
+    ):
+        run_here("distillm", *longer)
+
+
+def test_a_run_from_before_a_flag_goes_on_with_its_default(material, tmp_path):
+    """Its config.json has another name for one flag, and others not at all."""
+    flags = ("--evaluate-every", "0", "--steps", "2")
+    given = arguments(material, tmp_path / "run", *flags, recipe="reverse_kl")
+    run_here("reverse_kl", *given)
+    path = tmp_path / "run" / "config.json"
+    held = json.loads(path.read_text())
+    held["evaluation"]["temperature"] = held["evaluation"].pop("sampling_temperature")
+    for name in ("optimizer", "lr_schedule", "decay_steps", "lr_cycles", "project", "run_name"):
+        del held["run"][name]
+    del held["kl_temperature"]
+    path.write_text(json.dumps(held))
+    run_here("reverse_kl", *given, "--resume")
+    for changed, message in (
+        (("--kl-temperature", "2"), r"kl_temperature was 1.0, is 2.0"),
+        (("--sampling-temperature", "0"), r"evaluation.sampling_temperature was 1.0, is 0.0"),
+        (("--optimizer", "sgd"), r"run.optimizer was adamw, is sgd"),
+        (("--lr-schedule", "linear"), r"lr_schedule was cosine_with_min_lr, is linear"),
+    ):
+        with pytest.raises(InputError, match=message):
+            run_here("reverse_kl", *given, "--resume", *changed)

@@ -60,7 +60,9 @@ def config_of(*flags: str, recipe: str = "gakd"):
         ("--evaluate-every", "-1", "at least 0"), ("--save-every", "-1", "at least 0"), ("--seed", "-1", "at least 0"),
         ("--lora-dropout", "1", "at least 0 and below 1"), ("--lora-dropout", "-0.1", "at least 0 and below 1"),
         ("--lora-rank", "-1", "at least 0"), ("--lora-alpha", "0", "at least 1"), ("--examples", "0", "at least 1"),
-        ("--max-new-tokens", "0", "at least 1"), ("--temperature", "-1", "at least 0"),
+        ("--max-new-tokens", "0", "at least 1"), ("--sampling-temperature", "-1", "at least 0"),
+        ("--kl-temperature", "0", "at least 0.01 and at most 100"), ("--kl-temperature", "inf", "at least 0.01 and at most 100"),
+        ("--decay-steps", "0", "at least 1"), ("--lr-cycles", "0", "at least 1"),
         ("--r1", "nan", "at least 0"), ("--adversarial-weight", "nan", "at least 0"), ("--readout-width", "0", "at least 1"),
         ("--reverse-kl-weight", "-0.5", "at least 0"), ("--adversarial-share", "nan", "at least 0"),
     ],
@@ -81,7 +83,7 @@ def test_every_recipe_has_bounds_for_each_number_and_keeps_them(recipe):
     for config in (module.PAPER, module.DEMO):
         check_flags(config)
         numbers = numbers_of(config)
-        assert {"steps", "learning_rate", "temperature"} <= numbers
+        assert {"steps", "learning_rate", "sampling_temperature"} <= numbers
         assert {name for name in numbers - BOUNDS.keys() if not name.endswith("_weight")} == set()
 
 
@@ -110,7 +112,7 @@ def test_no_clipping_and_settings_at_their_limits_are_allowed():
         "--text-examples",
         "0",
     )
-    config = config_of(*flags, "--temperature", "0", "--max-prompt-length", "511")
+    config = config_of(*flags, "--sampling-temperature", "0", "--max-prompt-length", "511")
     check_flags(config)
     assert config.run.clip == float("inf")
 
