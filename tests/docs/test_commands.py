@@ -24,7 +24,8 @@ from tests.recipe_table import ROOT
 
 # Programs of others, and words of the shell.
 OTHERS = {
-    "export", "mv", "vllm", "lm_eval", "if", "exit", "hf", "git", "printf", "ollama", "llama-cli", "llama-quantize", "llama-server",
+    "export", "mv", "vllm", "lm_eval", "if", "exit", "hf", "git", "printf", "ollama",
+    "llama-cli", "llama-quantize", "llama-server",
 }  # fmt: skip
 OTHER_SCRIPTS = {"llama.cpp/convert_hf_to_gguf.py"}
 LAUNCHERS = {"torchrun", "fabric", "srun"}
