@@ -70,12 +70,11 @@ def write_about(folder: Path, run: RunConfig, config: Any, recipe: str, objectiv
 
 def read_about(folder: Path) -> About:
     """What `write_about` wrote; an empty one where there is nothing of the kind."""
-    kept = read_json(folder / ABOUT) or {}
+    kept: dict[str, Any] = read_json(folder / ABOUT) or {}
     try:
-        origins = {
-            name: None if kept.get(name) is None else Origin(*kept[name]) for name in ("base", "teacher", "dataset")
-        }
-        return About(**kept | origins)
+        for name in ("base", "teacher", "dataset"):
+            kept[name] = None if kept.get(name) is None else Origin(*kept[name])
+        return About(**kept)
     except TypeError:  # something else wrote it
         return About()
 

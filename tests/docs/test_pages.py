@@ -14,6 +14,7 @@ import torch
 import gakd
 from gakd import data as gakd_data
 from gakd.data import DataConfig, Example, Row, collate, load_data, load_rows
+from gakd.models import write_folder
 from gakd.objective import Counts
 from gakd.run import Run, RunConfig
 from gakd.samplers import ModelSampler, Sample, Sampling, samples_of
@@ -28,7 +29,7 @@ from tests.test_distiller import VOCAB, batch_of, sequences
 OWN_PARTS = "docs/write-your-own.md"
 # Each has a test below; README.md has tests/docs/test_readme.py.
 RUN = {"README.md", OWN_PARTS} | {
-    f"docs/{name}.md" for name in ("black-box", "compose", "on-policy", "quickstart", "vllm")
+    f"docs/{name}.md" for name in ("black-box", "compose", "on-policy", "quickstart", "ship-it", "vllm")
 }
 
 
@@ -114,6 +115,14 @@ def test_the_sampler_of_the_vllm_page_serves_the_students_weights(tmp_path, monk
         answered = found["own_text"]([Sample([1, 2, 3], [7, 258]), Sample([4], [8, 258])], 0)
     assert [sample.prompt_ids for sample in answered] == [[1, 2, 3], [4]]
     assert len(server.weights) == 1
+
+
+def test_the_student_of_the_ship_it_page_answers(tmp_path, capsys):
+    folder = write_folder(tiny.model(seed=1), tiny.tokenizer(), tmp_path / "student", dtype=torch.bfloat16)
+    found = run_page("docs/ship-it.md", {}, {"runs/gakd/student": str(folder)})
+    assert found["model"].dtype == torch.bfloat16
+    assert 0 < len(found["written"]) <= 64
+    assert capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")
