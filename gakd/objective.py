@@ -79,7 +79,8 @@ class Term:
 
     def __str__(self) -> str:
         """What it is and what was set: `jensen_shannon(beta=0.5)`. Flags and temperatures only where they are not the default."""
-        kind, shown = getattr(type(self), "name", self.name), []
+        own = getattr(self, "name", type(self).__name__)
+        kind, shown = getattr(type(self), "name", own), []
         for name, parameter in inspect.signature(type(self).__init__).parameters.items():
             value = getattr(self, name, inspect.Parameter.empty)
             quiet = name.startswith("temperature") or isinstance(value, bool)
@@ -87,9 +88,9 @@ class Term:
                 shown.append(f"{name}={value if isinstance(value, bool) else format(value, 'g')}")
             elif name == "temperature" and callable(value):
                 shown.append(f"{name}={weight_text(cast('Weight', value))}")
-        if self.name != kind:
-            shown.append(f"name={self.name}")
-        return f"{kind}({', '.join(shown)})" if shown else self.name
+        if own != kind:
+            shown.append(f"name={own}")
+        return f"{kind}({', '.join(shown)})" if shown else own
 
     def __repr__(self) -> str:
         return str(self)

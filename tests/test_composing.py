@@ -191,6 +191,7 @@ def test_an_objective_prints_games_of_ones_own_by_class():
         "1 * cross_entropy + 0.1 * adversarial(LeastSquares, MLPDiscriminator, LogitReadout)"
     )
     assert repr(ReverseKL(temperature=2)) == "reverse_kl(temperature=2)"
+    assert repr(Nameless()) == "Nameless"
 
 
 class Nameless(Divergence):

@@ -79,9 +79,8 @@ class Adversarial(nn.Module, Term):
         self.readout = readout
         self.name = name
         self.balance: Balanced | None = None
-        self._handed_out = self._played = (
-            0  # since the last flush: outputs of the distiller with rows for it, and games
-        )
+        # Since the last flush: outputs of the distiller that have rows for it, and games.
+        self._handed_out = self._played = 0
         self._student: tuple[nn.Module, ...] = ()  # a tuple hides the module from registration
 
     def plays_for(self, student: nn.Module) -> None:
@@ -98,16 +97,10 @@ class Adversarial(nn.Module, Term):
         begun(self)
 
     def __str__(self) -> str:
-        game = type(self.game)
-        shown = game.__repr__ is not object.__repr__ and not isinstance(
-            self.game, nn.Module
-        )  # a user's own may be plain
-        parts = (
-            repr(self.game) if shown else game.__name__,
-            type(self.discriminator).__name__,
-            type(self.readout).__name__,
-        )
-        return f"{self.name}({', '.join(parts)})"
+        # A user's own game may say nothing of itself, or, as a module, several lines.
+        plain = type(self.game).__repr__ is object.__repr__ or isinstance(self.game, nn.Module)
+        game = type(self.game).__name__ if plain else repr(self.game)
+        return f"{self.name}({game}, {type(self.discriminator).__name__}, {type(self.readout).__name__})"
 
     def forward(
         self, output: StudentOutput, teacher: TeacherOutput, batch: Batch, coefficients: Coefficients
