@@ -32,10 +32,11 @@ if TYPE_CHECKING:
     )
     from gakd.losses.policy_gradient import KLToReference, PolicyGradient
     from gakd.losses.router_balance import RouterBalance, router_balance
+    from gakd.losses.sequence_term import SequenceRows
     from gakd.losses.term import TokenChunk
     from gakd.losses.token_loss import Divergence
     from gakd.losses.torchtune import from_torchtune
-    from gakd.objective import Objective, Term
+    from gakd.objective import Counts, Objective, Term
     from gakd.rewards.shapers import (
         Clip,
         GroupNormalize,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +17,14 @@ from gakd.losses.policy_gradient import SampledTokenLoss
 from gakd.losses.router_balance import RouterBalance, asks_for_balance
 from gakd.losses.row_pass import Kernel
 from gakd.losses.sequence_term import SequenceRows, sequence_pass
+from gakd.losses.term import TokenTerm
 from gakd.models.heads import head_of, hidden_rows
 from gakd.models.lora import base_of
 from gakd.models.mode import switch_off_dropout
 from gakd.models.parts import backbone_of, experts_per_token, routed_rows
 from gakd.models.sharding import inside
 from gakd.objective import Coefficients, Objective, Term, as_objective
-from gakd.types import Batch, StudentOutput, StudentRows, TeacherOutput
+from gakd.types import Batch, StudentOutput, StudentRows, TeacherOutput, check_batch
 from gakd.weights import Balanced
 
 
@@ -52,7 +54,9 @@ class Distiller(nn.Module):
             raise ValueError(f"chunk_rows is a number of rows, at least 1, or None for the default, got {chunk_rows}")
         self.chunk_rows = chunk_rows
         self.kernel: Kernel = kernel
-        self._token_terms = tuple(of_tokens(term) for term in objective if term.unit == "token")
+        for term in objective:
+            if term.unit == "token":
+                of_tokens(term)
         self._balances = [term for term in objective if isinstance(term, RouterBalance)]
         others = [term for term in objective if not isinstance(term, Adversarial | RouterBalance)]
         self._sequence_terms = tuple(of_sequences(term) for term in others if term.unit == "sequence")
@@ -85,6 +89,17 @@ class Distiller(nn.Module):
         self.student_map = next((term.readout.student_map for term in adversaries), None)
 
     def forward(self, batch: Batch, teacher: TeacherOutput | None, coefficients: Coefficients) -> StudentOutput:
+        """TypeError for arguments of another kind, ValueError for coefficients of another objective."""
+        check_batch(batch)
+        if teacher is not None and not isinstance(teacher, TeacherOutput):
+            raise TypeError(
+                f"the distiller takes what a teacher says of the batch, teacher(batch), got {type(teacher).__name__}"
+            )
+        if not isinstance(coefficients, Coefficients):
+            got = type(coefficients).__name__
+            raise TypeError(f"the distiller takes objective.coefficients(step, counts), got {got}")
+        if missing := {term.name for term in self.objective} - coefficients.terms.keys():
+            raise ValueError(f"the coefficients are of another objective: they lack {sorted(missing)[0]}")
         return inside(base_of(self.student), self._forward, batch, teacher, coefficients)
 
     def _forward(self, batch: Batch, teacher: TeacherOutput | None, coefficients: Coefficients) -> StudentOutput:
@@ -105,7 +120,7 @@ class Distiller(nn.Module):
         token_NH, live_NH = hidden_NH, hidden_NH
         if player is not None and player.balance is not None:
             token_NH, live_NH = player.balance.watch(hidden_NH)
-        terms = [term.at(coefficients.step) for term in self._token_terms]
+        terms = [cast(TokenTerm, term.at(coefficients.step)) for term in self.objective if term.unit == "token"]
         tokens = token_pass(
             token_NH, head, batch.labels_N, terms, coefficients.terms, teacher, self.chunk_rows, self.kernel,
             normalizers=readout is not None and readout.needs_log_normalizers, row_values=batch.row_values,

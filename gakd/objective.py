@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple, Self
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, NamedTuple, Self, cast
 
 from torch import Tensor
 
@@ -79,17 +79,18 @@ class Term:
 
     def __str__(self) -> str:
         """What it is and what was set: `jensen_shannon(beta=0.5)`. Flags and temperatures only where they are not the default."""
-        kind, shown = getattr(type(self), "name", self.name), []
+        own = getattr(self, "name", type(self).__name__)
+        kind, shown = getattr(type(self), "name", own), []
         for name, parameter in inspect.signature(type(self).__init__).parameters.items():
             value = getattr(self, name, inspect.Parameter.empty)
             quiet = name.startswith("temperature") or isinstance(value, bool)
             if isinstance(value, (bool, int, float)) and not (quiet and value == parameter.default):
                 shown.append(f"{name}={value if isinstance(value, bool) else format(value, 'g')}")
             elif name == "temperature" and callable(value):
-                shown.append(f"{name}={weight_text(value)}")
-        if self.name != kind:
-            shown.append(f"name={self.name}")
-        return f"{kind}({', '.join(shown)})" if shown else self.name
+                shown.append(f"{name}={weight_text(cast('Weight', value))}")
+        if own != kind:
+            shown.append(f"name={own}")
+        return f"{kind}({', '.join(shown)})" if shown else own
 
     def __repr__(self) -> str:
         return str(self)
@@ -126,6 +127,8 @@ class Objective:
     """
 
     def __init__(self, terms: tuple[tuple[Weight, Term], ...]) -> None:
+        if not isinstance(terms, tuple | list):
+            raise TypeError(f"an objective is a sum of weighted terms, such as {EXAMPLE}; got {_kind(terms)}")
         for entry in terms:
             if not (isinstance(entry, tuple) and len(entry) == 2):
                 raise TypeError(
@@ -203,7 +206,7 @@ class Objective:
         return used
 
 
-def as_objective(given: Objective | Term | list[Any] | tuple[Any, ...]) -> Objective:
+def as_objective(given: Objective | Term | Sequence[Objective | Term]) -> Objective:
     """An objective, a term of weight 1, or the sum of some of them. TypeError for anything else."""
     if isinstance(given, Objective):
         return given

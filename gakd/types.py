@@ -59,8 +59,12 @@ class Batch(NamedTuple):
     def of(cls, input_ids: Tensor, attention_mask: Tensor, labels: Tensor, keys: tuple[str, ...] = ()) -> Batch:
         """A batch from its tensors; waits for the device once.
 
-        Raises ValueError where sequences are not padded on the right alone, and for labels on padding.
+        Raises ValueError where the three differ in shape, where sequences are not padded on the right alone, and for labels on
+        padding.
         """
+        shapes = [tuple(tensor.shape) for tensor in (input_ids, attention_mask, labels)]
+        if len(set(shapes)) > 1 or len(shapes[0]) != 2:
+            raise ValueError(f"input_ids, attention_mask and labels are all [B, T], got {', '.join(map(str, shapes))}")
         mask_BT = labels != IGNORE_INDEX
         if bool((attention_mask[:, 1:] > attention_mask[:, :-1]).any()) or bool((attention_mask[:, :1] == 0).any()):
             raise ValueError(
@@ -116,6 +120,14 @@ class Batch(NamedTuple):
                 )
         own = {} if self.row_values is None else self.row_values.values
         return self._replace(row_values=RowValues(own | values))
+
+
+def check_batch(batch: object) -> None:
+    """TypeError for anything but a `Batch`."""
+    if not isinstance(batch, Batch):
+        raise TypeError(
+            f"a batch is a gakd.Batch, got {type(batch).__name__}: Batch.of(input_ids, attention_mask, labels), labels shifted"
+        )
 
 
 class LogitShape(NamedTuple):

@@ -48,7 +48,7 @@ def check_weight(weight: object, whose: str) -> Weight:
         return cast("Weight", weight)
     got = f"the class {weight.__name__}" if isinstance(weight, type) else type(weight).__name__
     if inspect.isfunction(weight):
-        got = f"{weight.__name__}{inspect.signature(weight)}"
+        got = f"{weight.__name__}({', '.join(inspect.signature(weight).parameters)})"
     raise TypeError(f"a weight is a number or a function of the step, got {got} for {whose}")
 
 
@@ -68,7 +68,9 @@ def multiplied(weight: Weight, factor: Weight) -> Weight:
     for one in (weight, factor):
         if isinstance(one, Balanced):
             raise ValueError(f"{one} follows the token terms by itself: multiply their weights, or its share")
-    return weight * factor if isinstance(weight, float) and isinstance(factor, float) else Combined(factor, "*", weight)
+    if isinstance(weight, float) and isinstance(factor, float):
+        return weight * factor
+    return factor if weight == 1 else weight if factor == 1 else Combined(factor, "*", weight)
 
 
 class Schedule:

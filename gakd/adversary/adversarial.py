@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.optim import Optimizer
 
+from gakd.adversary.checks import agree_on_width, check_parts, one_each
 from gakd.adversary.games import Game, Penalty
-from gakd.adversary.readouts.protocol import Readout, agree_on_width
+from gakd.adversary.readouts.protocol import Readout
 from gakd.adversary.unfinished import begun, finished
 from gakd.models.sharding import inside
 from gakd.objective import Coefficients, Term
@@ -71,15 +72,15 @@ class Adversarial(nn.Module, Term):
 
     def __init__(self, discriminator: nn.Module, game: Game, readout: Readout, name: str = "adversarial") -> None:
         super().__init__()
+        check_parts(discriminator, game, readout)
+        agree_on_width(discriminator, readout)
         self.discriminator = discriminator
         self.game = game
         self.readout = readout
         self.name = name
         self.balance: Balanced | None = None
-        self._handed_out = self._played = (
-            0  # since the last flush: outputs of the distiller with rows for it, and games
-        )
-        agree_on_width(discriminator, readout)
+        # Since the last flush: outputs of the distiller that have rows for it, and games.
+        self._handed_out = self._played = 0
         self._student: tuple[nn.Module, ...] = ()  # a tuple hides the module from registration
 
     def plays_for(self, student: nn.Module) -> None:
@@ -96,16 +97,10 @@ class Adversarial(nn.Module, Term):
         begun(self)
 
     def __str__(self) -> str:
-        game = type(self.game)
-        shown = game.__repr__ is not object.__repr__ and not isinstance(
-            self.game, nn.Module
-        )  # a user's own may be plain
-        parts = (
-            repr(self.game) if shown else game.__name__,
-            type(self.discriminator).__name__,
-            type(self.readout).__name__,
-        )
-        return f"{self.name}({', '.join(parts)})"
+        # A user's own game may say nothing of itself, or, as a module, several lines.
+        plain = type(self.game).__repr__ is object.__repr__ or isinstance(self.game, nn.Module)
+        game = type(self.game).__name__ if plain else repr(self.game)
+        return f"{self.name}({game}, {type(self.discriminator).__name__}, {type(self.readout).__name__})"
 
     def forward(
         self, output: StudentOutput, teacher: TeacherOutput, batch: Batch, coefficients: Coefficients
@@ -125,7 +120,7 @@ class Adversarial(nn.Module, Term):
 
         def score(readout_BTR: Tensor) -> Tensor:
             score_B = self.discriminator(readout_BTR, packed_BT.repeat(len(readout_BTR) // len(packed_BT), 1))
-            return _one_each(score_B, len(readout_BTR), f"{type(self.discriminator).__name__}.forward")
+            return one_each(score_B, len(readout_BTR), f"{type(self.discriminator).__name__}.forward")
 
         step_rows, readout = coefficients.step_rows, self.readout
         real_NR = readout.detached(teacher.hidden_NH, teacher.head, step_rows, rows.teacher_log_normalizers_N)
@@ -136,7 +131,7 @@ class Adversarial(nn.Module, Term):
 
         fake_B = _KnownScore.apply(pack(rows.live_NR, batch), played.scores.fake_B, played.gradient_BTR)
         losses_B = self.game.student(fake_B, played.scores.real_B)
-        losses_B = _one_each(losses_B, len(fake_B), f"{type(self.game).__name__}.student") * valid_B
+        losses_B = one_each(losses_B, len(fake_B), f"{type(self.game).__name__}.student") * valid_B
         statistics = {name: values_B * valid_B for name, values_B in played.statistics.items()}
         return AdversarialOutput(coefficient * losses_B.sum(), {self.name: losses_B.detach(), **statistics})
 
@@ -193,7 +188,7 @@ class Adversarial(nn.Module, Term):
         """The discriminator's losses `[B]`, and the gradient of their weighted sum at each point's scores."""
         real_B, fake_B = (score_B.detach().requires_grad_() for score_B in scores)
         losses_B = self.game.discriminator(fake_B, real_B)
-        _one_each(losses_B, len(fake_B), f"{type(self.game).__name__}.discriminator")
+        one_each(losses_B, len(fake_B), f"{type(self.game).__name__}.discriminator")
         return losses_B.detach(), _Scores(*torch.autograd.grad((losses_B * weights_B).sum(), (real_B, fake_B)))
 
     def _between(self, real_BTR: Tensor, fake_BTR: Tensor, score: Score, weights_B: Tensor) -> Tensor:
@@ -264,13 +259,6 @@ class Adversarial(nn.Module, Term):
                 f"{self.name} was not played on {missing} of {outputs} outputs of the distiller: call {self.name}(output, "
                 f"teacher_output, batch, coefficients) on each and add its loss to the student's; torch.no_grad() is for a look"
             )
-
-
-def _one_each(values_B: Tensor, sequences: int, whose: str) -> Tensor:
-    """The values themselves; ValueError for a shape that would be broadcast."""
-    if values_B.shape != (sequences,):
-        raise ValueError(f"{whose} must return one number a sequence, ({sequences},), got {tuple(values_B.shape)}")
-    return values_B
 
 
 def _gradient(score_P: Tensor, points_PTR: Tensor, penalised: bool) -> Tensor:

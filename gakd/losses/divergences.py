@@ -10,7 +10,7 @@ from torch import Tensor
 from gakd.losses import adaptive, functional
 from gakd.losses.formula import RowFormula
 from gakd.losses.term import TokenChunk
-from gakd.losses.token_loss import Divergence, Temperature, TokenLoss
+from gakd.losses.token_loss import Divergence, Temperature, TokenLoss, is_number
 
 
 class CrossEntropy(TokenLoss):
@@ -97,7 +97,7 @@ class JensenShannon(Divergence):
         name: str | None = None,
     ) -> None:
         super().__init__(temperature, temperature_squared, name)
-        if not 0 <= beta <= 1:
+        if not (is_number(beta) and 0 <= beta <= 1):
             raise ValueError(f"beta weighs the teacher in the mixture and lies in [0, 1], got {beta}")
         self.beta = beta
 
@@ -201,7 +201,7 @@ def _skew_of(chunk: TokenChunk, alpha: float) -> float | Tensor:
 
 
 def _skew(alpha: float) -> float:
-    if not 0 <= alpha < 1:
+    if not (is_number(alpha) and 0 <= alpha < 1):
         raise ValueError(
             f"alpha is the share of a distribution in its own mixture and lies in [0, 1), got {alpha}: at 1 the loss is 0"
         )
@@ -222,7 +222,7 @@ class AdaptiveKL(Divergence):
         self, mu: float = 0.5, temperature: Temperature = 1.0, temperature_squared: bool = True, name: str | None = None
     ) -> None:
         super().__init__(temperature, temperature_squared, name)
-        if not 0 <= mu <= 1:
+        if not (is_number(mu) and 0 <= mu <= 1):
             raise ValueError(f"mu is the teacher's probability in the head and lies in [0, 1], got {mu}")
         self.mu = mu
 
@@ -251,7 +251,7 @@ class AlphaBeta(Divergence):
         name: str | None = None,
     ) -> None:
         super().__init__(temperature, temperature_squared, name)
-        if not (math.isfinite(alpha) and math.isfinite(beta)):
+        if not all(is_number(one) and math.isfinite(one) for one in (alpha, beta)):
             raise ValueError(f"alpha and beta are exponents and finite, got {alpha} and {beta}")
         self.alpha = alpha
         self.beta = beta

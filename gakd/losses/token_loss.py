@@ -53,16 +53,21 @@ class TokenLoss(Term):
 
     def at(self, step: int) -> Self:
         """The term with the temperature of that step; ValueError where it is not above 0."""
-        schedule: Any = self.temperature
-        if not callable(schedule):
+        if not callable(self.temperature):
             return self
+        schedule = cast("Callable[[int], float]", self.temperature)
         now, whose = copy.copy(self), f"{type(self).__name__} at step {step}, by {weight_text(schedule)}"
         now.temperature = _above_zero(schedule(step), whose)
         return now
 
 
-def _above_zero(temperature: object, whose: str) -> float:
-    if not (isinstance(temperature, Real) and 0 < temperature < math.inf):
+def is_number(value: object) -> bool:
+    """Whether it is one, of Python or of NumPy, and no schedule or text."""
+    return isinstance(value, Real)
+
+
+def _above_zero(temperature: Any, whose: str) -> float:
+    if not (is_number(temperature) and 0 < temperature < math.inf):
         raise ValueError(
             f"a temperature divides the logits and is above 0, got {temperature} for {whose}: pass 1 for none"
         )

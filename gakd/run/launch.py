@@ -170,6 +170,11 @@ def _strategy(config: RunConfig) -> str | Strategy:
     gathered = torch.bfloat16 if precision_of(config) == "bf16-mixed" else None
 
     def cut(distiller: nn.Module, mesh: DeviceMesh) -> nn.Module:
+        names = [name for name, _ in distiller.named_parameters() if not name.startswith("student.")]
+        if names:  # nobody would sum their gradients over ranks
+            raise InputError(
+                f"--strategy fsdp2 trains the student's own weights, got {names[0]} beside them: use --strategy ddp"
+            )
         shard_model(cast(nn.Module, distiller.student), mesh["data_parallel"], gathered)
         return distiller
 

@@ -23,7 +23,7 @@ from gakd.models.fingerprints import untrained_mark
 from gakd.models.lora import base_of
 from gakd.models.parts import tables_of
 from gakd.models.sharding import whole
-from gakd.objective import Counts, Objective
+from gakd.objective import Counts, Objective, Term, as_objective
 from gakd.run import checkpoint
 from gakd.run.about import write_about
 from gakd.run.checkpoints import RunCheckpoints
@@ -318,7 +318,7 @@ class Run:
         self._checkpoints.observe(scores)
         return scores
 
-    def finish_step(self, objective: Objective) -> None:
+    def finish_step(self, objective: Objective | Term) -> None:
         """Count the step, log its means, save when it is time.
 
         Leaves after saving where a signal asks for it (exit status 75), and where the log cannot be written (RunError).
@@ -326,7 +326,7 @@ class Run:
         losses, known = self._log.read(self._record.sums(), self._updates.unknown())
         self._updates.learn(known, self.step)
         self.step += 1
-        self._log.finish_step(self.step, losses, objective)
+        self._log.finish_step(self.step, losses, as_objective(objective))
         best = self._checkpoints.is_best()
         (asked, writing), last = self._asked_to_leave(), self.step == self.total
         every = self.config.save_every

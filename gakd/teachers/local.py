@@ -14,7 +14,7 @@ from gakd.models.heads import head_of, hidden_rows, prove_again
 from gakd.models.lora import base_of
 from gakd.models.sharding import shard_model
 from gakd.models.streaming import left_of
-from gakd.types import Batch, Head, TeacherOutput
+from gakd.types import Batch, Head, TeacherOutput, check_batch
 
 
 class LocalTeacher:
@@ -47,4 +47,5 @@ class LocalTeacher:
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> TeacherOutput:
+        check_batch(batch)
         return TeacherOutput(hidden_rows(self.model, batch), self.head)

@@ -147,7 +147,7 @@ def test_each_part_of_ones_own_takes_less_than_ten_lines():
         if isinstance(node, ast.ClassDef)
     }
     assert list(classes) == [
-        "TriangularDiscrimination", "LeastSquaresGAN", "PhraseDiscriminator", "Continued", "Brevity",
+        "TriangularDiscrimination", "SameMeaning", "LeastSquaresGAN", "PhraseDiscriminator", "Continued", "Brevity",
     ]  # fmt: skip
     assert max(classes.values()) < 10
 
@@ -165,6 +165,20 @@ def test_the_divergence_is_right_and_zero_where_the_models_agree(names):
     assert torch.autograd.grad(same.sum(), logits)[0].abs().max() == 0
     tails = torch.tensor([[0.0, -200.0, -300.0]]), torch.tensor([[-0.7, -0.7, -300.0]])
     assert torch.isfinite(term.losses(*tails)).all()
+
+
+def test_the_loss_a_sequence_is_zero_where_the_models_agree_and_trains_the_student(names):
+    batch, student = batch_of(sequences()), tiny.model(VOCAB, seed=1)
+    for teacher, agree in ((tiny.model(VOCAB, seed=1), True), (tiny.model(VOCAB, seed=2), False)):
+        student.zero_grad()
+        distiller = gakd.Distiller(student, names["SameMeaning"]())
+        coefficients = distiller.objective.coefficients(0, Counts.over(batch))
+        output = distiller(batch, gakd.LocalTeacher(teacher)(batch), coefficients)
+        output.loss.backward()
+        losses_B = output.token_losses["same_meaning"]
+        torch.testing.assert_close(output.loss.detach(), losses_B.mean())
+        assert bool((losses_B.abs() < 1e-6).all()) is agree
+        assert bool(student.model.norm.weight.grad.abs().max() > 1e-3) is not agree
 
 
 def test_the_discriminator_ignores_padding_and_sees_order(names):

@@ -45,21 +45,6 @@ class Readout(Protocol):
         ...
 
 
-def agree_on_width(discriminator: nn.Module, readout: Readout) -> None:
-    """A readout whose width was left open takes the discriminator's `readout_width`; ValueError where the two differ.
-
-    Nothing is known of parts that do not say their width.
-    """
-    wanted, given = getattr(discriminator, "readout_width", None), getattr(readout, "width", None)
-    if wanted is None or given is None or wanted == given:
-        return
-    if not getattr(readout, "width_is_open", False):
-        raise ValueError(
-            f"the discriminator reads rows of width {wanted}, {type(readout).__name__} gives {given}: build both with one width"
-        )
-    readout.draw(wanted)  # type: ignore[attr-defined]
-
-
 def rows_that_pay(readout_width: int, hidden_width: int, owner: Owner, head_trains: bool = False) -> float:
     """Rows of one model in a step from which forming M costs less than reading its logits.
 
