@@ -31,7 +31,7 @@ _SHOWN = (
     "gakd", "torch", "transformers", "tokenizers", "safetensors", "lightning-fabric", "datasets", "huggingface_hub", "peft",
     "torchao", "torchtune", "triton", "openai",
 )  # fmt: skip
-_REASONS = {"torch": "older ones are not tested", "transformers": "older ones read weights another way"}
+_REASONS = {"torch": "older ones are not tested", "transformers": "older ones cannot be planned for"}
 _BEGINNING_OF_BF16 = 8  # compute capability
 
 

@@ -11,7 +11,7 @@ from gakd.cli import doctor
 from gakd.cli.doctor import Devices, DoctorConfig, device_problems, extra_rows, installed, problems, requirements
 
 REQUIRED = [
-    Requirement("torch>=2.6"), Requirement("transformers>=5.0"), Requirement("rich>=13.7"),
+    Requirement("torch>=2.6"), Requirement("transformers>=5.7"), Requirement("rich>=13.7"),
     Requirement('peft>=0.18; extra == "lora"'), Requirement('torchao<0.16,>=0.13; extra == "torchtune"'),
 ]  # fmt: skip
 GOOD = {"python": "3.11.7", "torch": "2.13.0+cpu", "transformers": "5.23.0", "rich": "15.0.0"}
@@ -38,7 +38,7 @@ def test_versions_that_work_together_are_no_problem(versions):
         ({"torchtune": "0.6.1", "torchao": "0.16.0"}, "torchtune 0.6.1 cannot be imported with torchao 0.16.0: pip install"),
         ({"torchtune": "0.6.1"}, "torchtune 0.6.1 cannot be imported with torchao missing: pip install 'torchao>=0.13,<0.16'"),
         ({"torchtune": "0.6.1", "torchao": "0.12.0"}, "torchtune 0.6.1 cannot be imported with torchao 0.12.0"),
-        ({"transformers": "4.57.6"}, "transformers 4.57.6 is not >=5.0 (older ones read weights another way): pip install 'tr"),
+        ({"transformers": "5.6.2"}, "transformers 5.6.2 is not >=5.7 (older ones cannot be planned for): pip install 'tr"),
         ({"torch": "2.5.1+cu124"}, "torch 2.5.1+cu124 is not >=2.6 (older ones are not tested): pip"),
         ({"rich": None}, "rich is not installed: pip install 'rich>=13.7'"),
         ({"peft": "0.17.0"}, "peft 0.17.0 is not >=0.18: pip install 'peft>=0.18'"),
