@@ -8,9 +8,7 @@ from typing import Any
 
 from tests.recipe_table import ROOT
 
-PAGES = sorted(
-    [*(ROOT / "docs").rglob("*.md"), ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "recipes" / "README.md"]
-)
+PAGES = sorted([*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md"), ROOT / "recipes" / "README.md"])
 
 
 def name_of(page: Path) -> str:

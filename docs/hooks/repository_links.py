@@ -1,6 +1,6 @@
 """A hook of mkdocs: pages link to files of the repository as a code host wants it, and the site has those files too.
 
-README.md, CONTRIBUTING.md and recipes/README.md become pages beside those of docs/. Any other file or folder that a page
+Pages of the repository's root and recipes/README.md become pages beside those of docs/. Any other file or folder that a page
 links to becomes a page that shows it. A link to a file that does not exist stays as it is, for `--strict` to find.
 """
 
@@ -15,7 +15,10 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-PAGES = {"README.md": "readme.md", "CONTRIBUTING.md": "contributing.md", "recipes/README.md": "recipes.md"}
+PAGES = {
+    "README.md": "readme.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md", "SECURITY.md": "security.md",
+    "recipes/README.md": "recipes.md",
+}  # fmt: skip
 SOURCES = "source"
 _LINK = re.compile(r"(?P<open>\]\()(?P<target>[^)\s#]+)(?P<anchor>#[^)\s]*)?(?P<close>\))")
 _CODE = re.compile(r"^```.*?^```[^\n]*$", re.MULTILINE | re.DOTALL)

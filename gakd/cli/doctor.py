@@ -30,7 +30,7 @@ _SHOWN = (
     "gakd", "torch", "transformers", "tokenizers", "safetensors", "lightning-fabric", "datasets", "huggingface_hub", "peft",
     "torchao", "torchtune", "triton", "openai",
 )  # fmt: skip
-_REASONS = {"torch": "older ones cannot choose TF32 for some products", "transformers": "older ones are not tested"}
+_REASONS = {"torch": "older ones are not tested", "transformers": "older ones cannot be planned for"}
 _BEGINNING_OF_BF16 = 8  # compute capability
 
 

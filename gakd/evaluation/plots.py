@@ -146,7 +146,7 @@ def _draw(axes: Axes, panel: Panel, series: dict[str, Series]) -> None:
             (line,) = axes.plot(
                 *series[VALID + name], color=color, marker="o", markersize=5.5, label=text or "_", zorder=3
             )
-            line.set(linestyle=":", linewidth=0 if both else 0.8, markeredgecolor="black", markeredgewidth=0.7)
+            line.set(linestyle="none" if both else ":", linewidth=0.8, markeredgecolor="black", markeredgewidth=0.7)
     if panel.line is not None:
         value, text = panel.line
         axes.axhline(value, color="0.4", linewidth=0.9, linestyle="--", label=text, zorder=1)

@@ -144,7 +144,7 @@ class SkewForwardKL(Divergence):
 
     def losses_and_gradient(self, chunk: TokenChunk) -> tuple[Tensor, Tensor]:
         alpha = _skew_of(chunk, self.alpha)
-        if isinstance(alpha, float | int) and alpha == 0:
+        if not isinstance(alpha, Tensor) and alpha == 0:
             return _forward_kl(chunk)
         return functional.skew_forward_kl_with_gradient(chunk.student_probs_NV, chunk.teacher_probs_NV, alpha)
 
@@ -183,7 +183,7 @@ class SkewReverseKL(Divergence):
 
     def losses_and_gradient(self, chunk: TokenChunk) -> tuple[Tensor, Tensor]:
         alpha = _skew_of(chunk, self.alpha)
-        if isinstance(alpha, float | int) and alpha == 0:
+        if not isinstance(alpha, Tensor) and alpha == 0:
             return _reverse_kl(chunk)
         return functional.skew_reverse_kl_with_gradient(
             chunk.student_probs_NV, chunk.teacher_probs_NV, alpha, self.detach_mixture

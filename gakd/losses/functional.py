@@ -122,7 +122,7 @@ def skew_forward_kl(log_q_NV: Tensor, log_p_NV: Tensor, alpha: float | Tensor = 
 
     Here and below, an alpha for each row is a tensor `[N, 1]`, above 0.
     """
-    if isinstance(alpha, float | int) and alpha == 0:
+    if not isinstance(alpha, Tensor) and alpha == 0:
         return forward_kl(log_q_NV, log_p_NV)
     log_q_NV, log_p_NV = floored(log_q_NV), floored(log_p_NV)
     return (log_p_NV.exp() * log_ratios_to_mixture(log_q_NV, log_p_NV, alpha)[1]).sum(-1)
@@ -138,7 +138,7 @@ def skew_forward_kl_with_gradient(q_NV: Tensor, p_NV: Tensor, alpha: float | Ten
 
 def skew_reverse_kl(log_q_NV: Tensor, log_p_NV: Tensor, alpha: float | Tensor = 0.1) -> Tensor:
     """KL(q‖m) with `m = (1 - alpha) p + alpha q`, 0 <= alpha < 1 (DistiLLM, arXiv 2402.03898)."""
-    if isinstance(alpha, float | int) and alpha == 0:
+    if not isinstance(alpha, Tensor) and alpha == 0:
         return reverse_kl(log_q_NV, log_p_NV)
     log_q_NV, log_p_NV = floored(log_q_NV), floored(log_p_NV)
     return (log_q_NV.exp() * log_ratios_to_mixture(log_q_NV, log_p_NV, 1 - alpha)[0]).sum(-1)

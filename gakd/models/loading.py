@@ -88,7 +88,10 @@ def checkpoint_activations(model: PreTrainedModel, preserve_rng_state: bool = Tr
     """Keep the inputs of layers alone and recompute the rest; ModelError for a class that cannot."""
     try:
         # Non-reentrant: the embeddings of a LoRA student carry no gradient that reentrant checkpoints could start from.
-        model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": preserve_rng_state})
+        # transformers' name of it before 5.22.2 warns in later ones.
+        newer = hasattr(model, "activation_checkpointing_enable")
+        enable = model.activation_checkpointing_enable if newer else model.gradient_checkpointing_enable
+        enable({"use_reentrant": False, "preserve_rng_state": preserve_rng_state})
     except ValueError as error:
         raise ModelError(
             f"{type(model).__name__} cannot recompute its activations: leave out --activation-checkpointing"

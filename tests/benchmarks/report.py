@@ -17,7 +17,8 @@ REFERENCES = {
     "token": "floor", "adversary": "direct", "step": "release", "trainer": "DistillationTrainer", "sampling": "one at a time",
 }  # fmt: skip
 TITLES = {
-    "token": "Token terms: time / time of just the matrix products, (time / ours), MB beyond inputs and gradients",
+    "token": "Token terms: time / time of just the matrix products, (time / ours), MB beyond inputs and gradients; without CUDA, "
+    "TRL chunked is its torch fallback",
     "adversary": "Adversary: time / the direct way, (time / ours), MB beyond inputs and gradients",
     "step": "Whole step: time / the release's step, (time / ours), MB beyond models and optimizers",
     "trainer": "Distillation step, no game: time / TRL's DistillationTrainer (without CUDA its torch fallback), MB beyond models "

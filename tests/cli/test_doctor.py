@@ -11,7 +11,7 @@ from gakd.cli import doctor
 from gakd.cli.doctor import Devices, DoctorConfig, device_problems, extra_rows, installed, problems, requirements
 
 REQUIRED = [
-    Requirement("torch>=2.9"), Requirement("transformers>=5.22.2"), Requirement("rich>=13.7"),
+    Requirement("torch>=2.6"), Requirement("transformers>=5.7"), Requirement("rich>=13.7"),
     Requirement('peft>=0.18; extra == "lora"'), Requirement('torchao<0.16,>=0.13; extra == "torchtune"'),
 ]  # fmt: skip
 GOOD = {"python": "3.11.7", "torch": "2.13.0+cpu", "transformers": "5.23.0", "rich": "15.0.0"}
@@ -23,7 +23,7 @@ CPU = Devices(None, [], [], [], driver=False, compiler=False)
     "versions",
     [
         {}, {"peft": "0.18.1", "torchao": "0.15.0", "torchtune": "0.6.1"}, {"peft": "0.21.2"}, {"torchao": "0.17.0"},
-        {"peft": "0.21.2", "torchao": "0.16.0"}, {"python": "3.11.0"}, {"torch": "2.9.0+cu128"}, {"torch": "2.14.0a0+git1"},
+        {"peft": "0.21.2", "torchao": "0.16.0"}, {"python": "3.11.0"}, {"torch": "2.6.0+cu124"}, {"torch": "2.14.0a0+git1"},
         {"peft": None, "torchao": None},
     ],
 )  # fmt: skip
@@ -38,8 +38,8 @@ def test_versions_that_work_together_are_no_problem(versions):
         ({"torchtune": "0.6.1", "torchao": "0.16.0"}, "torchtune 0.6.1 cannot be imported with torchao 0.16.0: pip install"),
         ({"torchtune": "0.6.1"}, "torchtune 0.6.1 cannot be imported with torchao missing: pip install 'torchao>=0.13,<0.16'"),
         ({"torchtune": "0.6.1", "torchao": "0.12.0"}, "torchtune 0.6.1 cannot be imported with torchao 0.12.0"),
-        ({"transformers": "5.22.1"}, "transformers 5.22.1 is not >=5.22.2 (older ones are not tested): pip install 'tr"),
-        ({"torch": "2.8.0+cu128"}, "torch 2.8.0+cu128 is not >=2.9 (older ones cannot choose TF32 for some products): pip"),
+        ({"transformers": "5.6.2"}, "transformers 5.6.2 is not >=5.7 (older ones cannot be planned for): pip install 'tr"),
+        ({"torch": "2.5.1+cu124"}, "torch 2.5.1+cu124 is not >=2.6 (older ones are not tested): pip"),
         ({"rich": None}, "rich is not installed: pip install 'rich>=13.7'"),
         ({"peft": "0.17.0"}, "peft 0.17.0 is not >=0.18: pip install 'peft>=0.18'"),
         ({"python": "3.10.13"}, "Python 3.10.13 is too old: gakd needs 3.11 or newer"),

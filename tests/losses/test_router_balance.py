@@ -11,6 +11,7 @@ import torch
 from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 from gakd import Batch, CrossEntropy, Distiller, RouterBalance, router_balance
+from gakd.models.loading import checkpoint_activations
 from gakd.objective import Counts
 from tests.architecture_table import gradient_of, two_rows
 from tests.architectures import tiny_config, tiny_model
@@ -77,7 +78,7 @@ def test_the_gradient_does_not_depend_on_micro_batches_or_padding(checkpointing)
     batch, whole = two_rows(), asking(coefficient=2.0)
     apart = copy.deepcopy(whole)
     if checkpointing:
-        apart.activation_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(apart)
         apart.train()
     output_of(whole, batch).loss.backward()
     for row in range(2):

@@ -10,6 +10,7 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from gakd.models import add_lora, hidden_rows, prune_layers
+from gakd.models.loading import checkpoint_activations
 from gakd.planning.footprint import shape
 from gakd.planning.live_bytes import LiveBytes, fill_
 from gakd.planning.loss_footprint import discriminator_entries, row_bytes
@@ -142,7 +143,7 @@ def compare(model: PreTrainedModel, rank: int, mixed: bool, checkpointing: bool,
         model.config, 3, 40, 24, Adapters(rank, 0.1), torch.float32, mixed, checkpointing, fused_dropout=False
     )
     if checkpointing:
-        model.activation_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(model)
     student = (add_lora(model, rank, 32, 0.1) if rank else model).train()
     rows = batch(3, 40, 24)
     for parameter in student.parameters():
