@@ -24,7 +24,9 @@ def metrics(folder: str | Path) -> pandas.DataFrame:
     try:
         import pandas
     except ImportError as error:
-        raise InputError("gakd.metrics gives a pandas table, and pandas is not installed: pip install pandas") from error
+        raise InputError(
+            "gakd.metrics gives a pandas table, and pandas is not installed: pip install pandas"
+        ) from error
     path = Path(folder).expanduser() / "metrics.csv"
     if not path.is_file():
         raise InputError(f"{path.parent} holds no metrics.csv: give the output_dir of a run that has begun to train")
