@@ -53,6 +53,20 @@ def test_a_second_run_in_its_folder_says_what_to_pass_and_goes_on_with_it(tmp_pa
     assert not torch.equal(found["model.norm.weight"], tiny.model().state_dict()["model.norm.weight"])
 
 
+def test_a_distiller_that_is_set_up_already_is_told_from_one_that_is_not(tmp_path):
+    objective = 1.0 * CrossEntropy()
+    distiller = Distiller(tiny.model(), objective)
+    for name in ("first", "second"):  # the cell that builds it is another one
+        config = config_of(tmp_path / name)
+        run = Run(config, config)
+        wrapped = run.setup(distiller)
+        with pytest.raises(
+            InputError, match=r"build it anew and pass that, run.setup\(Distiller\(student, objective\)\)"
+        ):
+            run.setup(wrapped)
+        run.close()
+
+
 @pytest.mark.parametrize("asked", [{"devices": 2}, {"strategy": "ddp"}, {"devices": 2, "strategy": "fsdp2"}])
 def test_a_notebook_is_told_that_it_starts_no_processes(tmp_path, monkeypatch, asked):
     monkeypatch.setattr("sys.ps1", "In : ", raising=False)
