@@ -11,12 +11,13 @@ from typing import Any, TypeVar, cast
 
 import torch
 from lightning_fabric.strategies.model_parallel import ModelParallelStrategy
+from lightning_fabric.wrappers import _FabricModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from gakd.data import Data
 from gakd.distiller import Distiller
-from gakd.errors import RunError
+from gakd.errors import InputError, RunError
 from gakd.files import read_sealed, sealed_or_none, write_sealed
 from gakd.models.compiling import compile_layers, compiles
 from gakd.models.fingerprints import untrained_mark
@@ -123,8 +124,16 @@ class Run:
         return self.fabric.rank_zero_first()
 
     def setup(self, distiller: nn.Module, teacher: object = None) -> Any:
-        """Wrap the distiller for its devices and precision, with an optimizer of its trainable weights; cut the teacher too."""
+        """Wrap the distiller for its devices and precision, with an optimizer of its trainable weights; cut the teacher too.
+
+        InputError for what an earlier `setup` returned.
+        """
         config = self.config
+        if isinstance(distiller, _FabricModule):
+            raise InputError(
+                "run.setup got a distiller that is set up already, as in a second run of a cell: build it anew and pass that, "
+                "run.setup(Distiller(student, objective))"
+            )
         if isinstance(distiller, Distiller):
             expect_gradients(self.fabric, distiller.student)
         self._objective = distiller.objective if isinstance(distiller, Distiller) else Objective(())

@@ -29,7 +29,7 @@ from tests.test_distiller import VOCAB, batch_of, sequences
 OWN_PARTS = "docs/write-your-own.md"
 # Each has a test below; README.md has tests/docs/test_readme.py.
 RUN = {"README.md", OWN_PARTS} | {
-    f"docs/{name}.md" for name in ("black-box", "compose", "on-policy", "quickstart", "ship-it", "vllm")
+    f"docs/{name}.md" for name in ("black-box", "compose", "index", "on-policy", "quickstart", "ship-it", "vllm")
 }
 
 
@@ -39,6 +39,25 @@ def test_no_page_has_python_that_nothing_runs():
         text = page.read_text()
         assert text.count("```") % 2 == 0, name_of(page)
         assert text.count("```python") == len(blocks(page, "python")), name_of(page)
+
+
+def test_the_loop_of_the_home_page_trains_both_players():
+    student, batch = tiny.model(VOCAB, seed=1), batch_of(sequences())
+    teacher = tiny.model(VOCAB, width=48, tied=False, seed=2, scale=3.0)
+    given = {"student": student, "teacher_model": teacher, "vocab_size": VOCAB, "batches": [batch] * 8}
+    # At its own pace nothing would show in eight steps, and the game begin at the 200th.
+    found = run_page("docs/index.md", given, {"5e-5": "3e-3", "2e-4": "3e-3", "start=200": "start=1"})
+    counts, taught = Counts(sum(batch.lengths), len(batch.lengths)), found["teacher"](batch)
+    by_token = 0.5 * gakd.CrossEntropy() + 0.5 * gakd.ReverseKL()
+    with torch.no_grad():
+        after, before = (
+            gakd.Distiller(model, by_token).eval()(batch, taught, by_token.coefficients(8, counts)).loss
+            for model in (student, tiny.model(VOCAB, seed=1))
+        )
+    assert after < before - 0.05
+    moments = [found["optimizers"][1].state[parameter] for parameter in found["game"].parameters()]
+    assert {int(state["step"]) for state in moments} == {7}
+    assert sum(bool(state["exp_avg_sq"].sum() > 0) for state in moments) >= len(moments) - 2  # as in test_readme.py
 
 
 def test_the_objective_of_the_compose_page_prints_its_formula(capsys):

@@ -152,3 +152,22 @@ def test_the_search_finds_a_name_and_shows_no_listing_of_code_without_a_server(s
         )
         assert [address for address in found if "/source/" in address] == []
         assert page.problems == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(FOUND is None, reason="no Chromium on this machine")
+def test_no_page_is_wider_than_its_window_and_no_table_than_its_page_on_a_laptop(site):
+    cut = "[...document.querySelectorAll('.md-typeset__scrollwrap')].filter(one => one.scrollWidth > one.clientWidth).length"
+    wide = "document.documentElement.scrollWidth > document.documentElement.clientWidth"
+    found: dict[str, tuple[bool, int]] = {}
+    with browser() as page:
+        for path in sorted(path for path in site.rglob("*.html") if site / "source" not in path.parents):
+            page.open(path, 1280)
+            tables = page.evaluate(cut)
+            too_wide = page.evaluate(wide)
+            page.open(path, 390)  # where tables scroll by themselves
+            if tables or too_wide or page.evaluate(wide):
+                found[path.relative_to(site).as_posix()] = too_wide, tables
+        page.evaluate("document.querySelector('.md-content').innerHTML = '<p style=\"width: 3000px\">wide</p>'")
+        assert page.evaluate(wide)
+    assert found == {}
