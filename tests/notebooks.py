@@ -32,6 +32,7 @@ def executed(path: Path) -> Any:
     # Of this tree and no other: a kernel starts in the notebook's folder.
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}
+    environment.pop("MPLBACKEND", None)  # a kernel has its own, which shows figures
     client = NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(path.parent)}})
     client.execute(env=environment)
     return notebook

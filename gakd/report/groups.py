@@ -17,7 +17,10 @@ from gakd.evaluation.plots import Series
 from gakd.report.read import RunData
 
 # No result depends on these.
-_FREE = {"run.output_dir", "run.resume", "run.keep_checkpoints", "run.save_every", "run.on_nonfinite", "run.log_to"}
+_FREE = {
+    "run.output_dir", "run.resume", "run.keep_checkpoints", "run.save_every", "run.on_nonfinite", "run.log_to",
+    "run.export_dtype", "run.push_to_hub",
+}  # fmt: skip
 _POINTS = 150  # of a curve; more would be closer than a screen can show
 
 

@@ -64,7 +64,8 @@ PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    pytest.importorskip("hatchling", reason="the extra gakd[dev] builds wheels")
+    for module in ("hatchling", "hatch_fancy_pypi_readme"):
+        pytest.importorskip(module, reason="the extra gakd[dev] builds wheels")
     return built(ROOT, tmp_path_factory.mktemp("wheel"))
 
 

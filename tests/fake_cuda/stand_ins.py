@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,7 +34,7 @@ class Seen:
 
 
 def stand_ins(recipe: Any, setting: Setting, recorder: Recorder, seen: Seen) -> Iterator[tuple[Any, str, Any]]:
-    """`(owner, name, stand-in)` of each; of a recipe, those of the names that it has."""
+    """`(owner, name, stand-in)` of each; of a recipe, those of the names that it imports, at their homes."""
     data = data_of(setting)
 
     def student(load: Any) -> Any:
@@ -63,8 +65,9 @@ def stand_ins(recipe: Any, setting: Setting, recorder: Recorder, seen: Seen) -> 
         "load_student": student, "load_teacher": teacher, "load_reader": teacher, "load_aligned_teacher": teacher,
         "TransformerDiscriminator": _there, "logit_readout": _there, "pretrained_discriminator": _there,
     }  # fmt: skip
-    own |= {name: wrap(getattr(recipe, name)) for name, wrap in around.items() if hasattr(recipe, name)}
-    yield from ((recipe, name, value) for name, value in own.items() if hasattr(recipe, name))
+    homes = _homes(recipe)  # all that it imports is there from now on: what comes later would keep a stand-in
+    own |= {name: wrap(getattr(homes[name], name)) for name, wrap in around.items() if name in homes}
+    yield from ((homes[name], name, value) for name, value in own.items() if name in homes)
 
     everywhere: dict[str, Any] = {
         "gakd.models.loading.load_model": lambda name, dtype=torch.float32, *_, **__: language_model(name, dtype, setting.layers),
@@ -92,6 +95,18 @@ def stand_ins(recipe: Any, setting: Setting, recorder: Recorder, seen: Seen) -> 
     learn = updates.learn
     # Answers count as true here: what is asked of each update is whether it was refused.
     yield updates, "learn", lambda self, values, step: learn(self, [values[0::2][0], 0.0] * (len(values) // 2), step)
+
+
+def _homes(recipe: Any) -> dict[str, Any]:
+    """The modules that define what a recipe imports of the package, which is done when it runs, by name."""
+    nodes = ast.walk(ast.parse(Path(recipe.__file__).read_text()))
+    froms = [node for node in nodes if isinstance(node, ast.ImportFrom) and str(node.module).startswith("gakd")]
+    found = {
+        alias.name: getattr(importlib.import_module(str(node.module)), alias.name)
+        for node in froms
+        for alias in node.names
+    }
+    return {name: sys.modules[thing.__module__] for name, thing in found.items() if hasattr(thing, "__module__")}
 
 
 def _wherever(place: str, value: Any) -> Iterator[tuple[Any, str, Any]]:

@@ -64,7 +64,9 @@ def test_another_setting_or_another_recipe_of_the_same_flags_is_another_group(fo
     run = read_run(folders[0])
     rate = replace(run, folder=Path("rate"), config=run.config | {"run.learning_rate": 1.0})
     recipe = replace(run, folder=Path("recipe"), recipe="gakd_hinge")
-    kept = replace(run, folder=Path("kept"), config=run.config | {"run.save_every": 7, "run.seed": 9})
+    kept = replace(
+        run, folder=Path("kept"), config=run.config | {"run.save_every": 7, "run.seed": 9, "run.push_to_hub": "me/a"}
+    )
     groups = grouped([run, rate, recipe, kept])
     assert [[member.folder.name for member in group.runs] for group in groups] == [
         ["gakd-s1", "kept"],
