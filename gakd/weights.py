@@ -79,22 +79,22 @@ class Schedule:
     def __call__(self, step: int) -> float:
         raise NotImplementedError
 
-    def __add__(self, other: object) -> Combined:
+    def __add__(self, other: float | Schedule) -> Combined:
         return _combined(self, "+", other)
 
-    def __mul__(self, other: object) -> Combined:
+    def __mul__(self, other: float | Schedule) -> Combined:
         return _combined(self, "*", other)
 
-    def __rmul__(self, other: object) -> Combined:
+    def __rmul__(self, other: float | Schedule) -> Combined:
         return _combined(other, "*", self)
 
     def __neg__(self) -> Combined:
         return _combined(-1.0, "*", self)
 
-    def __sub__(self, other: object) -> Combined:
+    def __sub__(self, other: float | Schedule) -> Combined:
         return _combined(self, "+", _combined(-1.0, "*", other))
 
-    def __rsub__(self, other: object) -> Combined:
+    def __rsub__(self, other: float | Schedule) -> Combined:
         return _combined(other, "+", -self)
 
     def __truediv__(self, number: float) -> Combined:

@@ -74,10 +74,10 @@ class SuiteResults:
             state = None
         if not isinstance(state, dict) or "checkpoints" not in state:
             raise InputError(f"{path} holds no results of a suite, so something else wrote it: give another path")
-        before = {
-            key if key in self._config else RENAMED.get(key, key): value for key, value in state["config"].items()
+        config = {
+            str(key if key in self._config else RENAMED.get(key, key)): value for key, value in state["config"].items()
         }
-        fixed = ({key: value for key, value in one.items() if key not in free} for one in (before, self._config))
+        fixed = ({key: value for key, value in one.items() if key not in free} for one in (config, self._config))
         check_settings(path, *fixed)
         for checkpoint, of_sets in state["evaluations"].items():
             before = state["checkpoints"][checkpoint]
