@@ -239,6 +239,8 @@ def test_an_endpoint_answers_a_dataset_once_and_what_it_wrote_trains(tmp_path):
     pytest.importorskip("openai", reason="the extra gakd[api]")
     prompts = [{"instruction": f"Say {index}", "output": "-"} for index in range(5)]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts))
+    for split in ("valid", "test"):  # so that none of these few are held out
+        (tmp_path / f"{split}.jsonl").write_text(json.dumps({"instruction": split, "output": "-"}) + "\n")
 
     def answer(asked):
         cut = prompt_of(asked) == "Say 3"
@@ -251,7 +253,7 @@ def test_an_endpoint_answers_a_dataset_once_and_what_it_wrote_trains(tmp_path):
         printed = run("generate_from_endpoint", *flags, cwd=tmp_path)
         assert "5 rows for 5 prompts; 1 responses were cut" in printed
         assert server.times_asked() == {f"Say {index}": 1 for index in range(5)}
-    rows = load_rows(str(tmp_path / "text"), "train")
+    rows = load_rows(str(tmp_path / "text"), "train", whole=True)
     assert [row.responses[0] for row in rows] == [f"Answer to Say {index}" for index in range(5)]
     assert [row.finished for row in rows] == [True, True, True, False, True]
     words = tiny.tokenizer()
