@@ -95,7 +95,7 @@ class HeldOut:
         the examples that were answered, so that the run's folder explains its own predictions.
         """
         if self._ranks.rank == 0:
-            print(f"Evaluating on {len(self.test)} test examples, before training", flush=True)
+            print(f"Evaluating on {_test_examples(self.test)}, before training", flush=True)
         scores: dict[str, Any] = {"student": asdict(self._evaluate(student))}
         if self.teacher is not None:
             scores["teacher"] = asdict(self._evaluate_teacher(self.teacher))
@@ -142,6 +142,10 @@ class HeldOut:
         return self._teacher_outputs[split]
 
 
+def _test_examples(test: Sequence[Example]) -> str:
+    return f"{len(test)} test example{'' if len(test) == 1 else 's'}"
+
+
 @dataclass(repr=False)  # every text of every evaluation
 class Conclusion:
     """What a run came to; a notebook shows its curves."""
@@ -171,7 +175,7 @@ def conclude(
     terminal = Console()
     console = terminal if terminal.is_terminal else Console(width=100)
     console.quiet = not main
-    console.print(f"Evaluating on {len(held_out.test)} test examples, after training")
+    console.print(f"Evaluating on {_test_examples(held_out.test)}, after training")
     with as_measured(before, device_of(student)):
         after = held_out.after(student)
     if not main:

@@ -88,6 +88,15 @@ class RunConfig:
     def needs(self) -> Iterator[Need]:
         """What these flags cannot do without."""
         yield from map(logger_need, self.log_to)
+        if need := optimizer_need(self.optimizer):
+            yield need
+
+
+def optimizer_need(name: OptimizerName) -> Need | None:
+    """The package of an optimizer that is not torch's."""
+    if name == "adamw8bit":
+        return Need(f"--optimizer {name}", ("bitsandbytes",), "8bit", "give --optimizer adamw")
+    return None
 
 
 def total_steps(config: RunConfig, examples: int) -> int:

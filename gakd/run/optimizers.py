@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -11,23 +10,26 @@ from torch import nn
 from torch.optim import Optimizer
 
 from gakd.errors import InputError
-from gakd.run.config import OptimizerName
+from gakd.extras import check_needs
+from gakd.run.config import OptimizerName, optimizer_need
 
 # Blocks, matrices, rows and columns: a part of a weight has others.
 _OF_WHOLE_WEIGHTS = {"adamw8bit", "muon", "adafactor"}
 
 
 def check_optimizer(name: OptimizerName, strategy: str) -> None:
-    """InputError where its package is missing, or where it cannot step on weights that are cut over devices."""
+    """InputError where it is missing here, or where it cannot step on weights that are cut over devices."""
     if strategy == "fsdp2" and name in _OF_WHOLE_WEIGHTS:
         raise InputError(
             f"--optimizer {name} needs whole weights, and --strategy fsdp2 cuts them: give --optimizer adamw or sgd, or "
             f"--strategy ddp"
         )
-    if name == "adamw8bit" and importlib.util.find_spec("bitsandbytes") is None:
+    if name == "muon" and not hasattr(torch.optim, "Muon"):
         raise InputError(
-            "--optimizer adamw8bit needs bitsandbytes: pip install 'gakd[8bit]', or give --optimizer adamw"
+            f"--optimizer muon came with torch 2.9, this is {torch.__version__}: update torch, or give --optimizer adamw"
         )
+    if need := optimizer_need(name):
+        check_needs([need])
 
 
 def student_optimizer(

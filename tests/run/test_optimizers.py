@@ -145,3 +145,10 @@ def test_a_run_of_it_is_lengthened_and_goes_on_to_the_bits_of_a_longer_one(name,
     run_here("reverse_kl", *given("run", "--epochs", "1"))
     run_here("reverse_kl", *given("run", "--epochs", "2", "--resume"))
     assert_identical(tmp_path / "run", tmp_path / "straight")
+
+
+def test_an_older_torch_is_named_where_it_lacks_an_optimizer(monkeypatch):
+    check_optimizer("muon", "auto")
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(InputError, match=r"^--optimizer muon came with torch 2.9, this is .*--optimizer adamw$"):
+        check_optimizer("muon", "auto")
