@@ -15,7 +15,7 @@ from matplotlib.image import imread
 
 import gakd
 from gakd.errors import InputError
-from gakd.evaluation import Evaluation, HeldOut, conclude, plot_metrics
+from gakd.evaluation import Evaluation, EvaluationConfig, HeldOut, conclude, plot_metrics
 from gakd.logging import MetricsLog
 from tests import tiny
 
@@ -102,6 +102,7 @@ def test_a_conclusion_has_the_scores_of_the_files_and_the_figure(folder, main, c
     row = SimpleNamespace(instruction="ask", responses=("answer",))
     held_out = HeldOut.__new__(HeldOut)
     held_out.tokenizer, held_out.test = tiny.tokenizer(), [SimpleNamespace(row=row)]  # type: ignore[assignment]
+    held_out.config = EvaluationConfig()
     held_out.after = lambda student: evaluation(1.0)  # type: ignore[method-assign]
     before = {"student": asdict(evaluation(3.0)), "teacher": asdict(evaluation(0.25))}
     found = conclude(folder, tiny.model(), held_out, before, main)
