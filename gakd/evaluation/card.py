@@ -74,7 +74,7 @@ def _metadata(name: str, about: About, after: Evaluation) -> ModelCardData:
 
 def _trained(metrics: Path, about: About) -> str | None:
     """How long, by a run's metrics."""
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, KeyError):
         steps, tokens = read_series(metrics)["tokens"]
         of = "" if about.batch_size is None else f" of {about.batch_size:,} sequences"
         return f"{int(steps[-1]):,} optimizer steps{of}; {sum(tokens):,.0f} tokens of responses"
