@@ -46,7 +46,9 @@ def walk(models, tmp_path):
 
 def test_a_researcher_composes_a_loss_a_game_and_a_loop_of_her_own(walk):
     printed = walk("researcher.py")
-    assert "0.5 * cross_entropy + 0.5 * hellinger + 0.01 * feature + ramp(0.1, start=2, steps=1) * adversarial(" in printed
+    assert (
+        "0.5 * cross_entropy + 0.5 * hellinger + 0.01 * feature + ramp(0.1, start=2, steps=1) * adversarial(" in printed
+    )
     assert "call adversarial.flush() after the last backward" in printed
 
 

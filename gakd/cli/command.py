@@ -8,6 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from gakd.pipes import leave_closed_pipes
+
 
 class Subcommand(NamedTuple):
     """A module with `main(config)` and its dataclass of flags; without one, `main(arguments)`, which passes them on."""
@@ -46,12 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run a subcommand; without one, or for an unknown one, list them."""
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in {"-h", "--help"}:
-        print(usage())
+        _say(usage())
         return
     if name in {"-V", "--version"}:
         from gakd.version import __version__
 
-        print(f"gakd {__version__}")
+        _say(f"gakd {__version__}")
         return
     if name not in SUBCOMMANDS:
         close = difflib.get_close_matches(name, SUBCOMMANDS, 1)
@@ -74,6 +76,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
             module.main(read_flags(getattr(module, subcommand.config), flags, f"gakd {name}", module.__doc__))
 
     run(begin, list(rest))
+
+
+def _say(text: str) -> None:
+    """To whoever still reads it: `gakd --help | head -1` has had enough."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        leave_closed_pipes()
 
 
 def usage() -> str:

@@ -50,7 +50,8 @@ def read_flags(
     except SystemExit as left:
         if left.code:
             raise InputError(_in_one_line(said.getvalue(), command)) from None
-        print(_wrapped(shown.getvalue()), end="")
+        # A terminal without the field's own signs shows question marks for them.
+        print(_wrapped(shown.getvalue()).encode(shown.encoding, "replace").decode(shown.encoding), end="")
         raise
 
 

@@ -130,3 +130,21 @@ def test_it_starts_as_a_module_and_fails_by_its_exit_status(tmp_path):
 def test_the_script_of_the_package_is_this_command():
     text = (ROOT / "pyproject.toml").read_text()
     assert 'gakd = "gakd.cli.command:main"' in text.partition("[project.scripts]")[2].partition("[")[0]
+
+
+def test_help_for_a_reader_who_has_had_enough_ends_quietly():
+    reader, writer = os.pipe()
+    os.close(reader)
+    found = subprocess.run(
+        [sys.executable, "-m", "gakd", "--help"], stdout=writer, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writer)
+    assert (found.returncode, found.stderr) == (0, "")
+
+
+def test_help_on_a_terminal_without_the_fields_signs_is_shown():
+    found = subprocess.run(
+        [sys.executable, "recipes/gakd.py", "--help"],
+        cwd=ROOT, env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "KL(student?teacher)" in found.stdout

@@ -9,7 +9,17 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import gakd
-from gakd import Adversarial, CrossEntropy, Distiller, Divergence, LocalTeacher, RelativisticGAN, Term, logit_readout, ramp
+from gakd import (
+    Adversarial,
+    CrossEntropy,
+    Distiller,
+    Divergence,
+    LocalTeacher,
+    RelativisticGAN,
+    Term,
+    logit_readout,
+    ramp,
+)
 from gakd.data import DataConfig, collate, load_data
 from gakd.models import head_of
 from gakd.objective import Counts
