@@ -187,7 +187,7 @@ class Objective:
         if counts.tokens < 1 or counts.sequences < 1:
             raise ValueError(f"an optimizer step needs supervised tokens, got {counts}: check labels and max_length")
         factors = {
-            term.name: weight_at(weight, step, term.name) * counts.world_size / counts.of(term.unit)
+            term.name: weight_at(weight, step, f"the weight of {term.name}") * counts.world_size / counts.of(term.unit)
             for weight, term in self.terms
         }
         return Coefficients(factors, 1 / counts.sequences, counts.tokens / counts.world_size, step)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 Weight = float | Callable[[int], float]
 
 
-def weight_at(weight: Weight, step: int, whose: str = "a term") -> float:
+def weight_at(weight: Weight, step: int, what: str = "the weight of a term") -> float:
     """A weight's value at an optimizer step, counted from 0. ValueError where that is no finite number."""
     found: Any = weight(step) if callable(weight) else weight
     try:
@@ -25,7 +25,7 @@ def weight_at(weight: Weight, step: int, whose: str = "a term") -> float:
         value = math.nan
     if not math.isfinite(value):
         raise ValueError(
-            f"the weight of {whose}, {weight_text(weight)}, is {found} at step {step}: a weight is a finite number at each step"
+            f"{what}, {weight_text(weight)}, is {found} at step {step}: give a finite number at each step"
         )
     return value
 
@@ -231,7 +231,7 @@ class Balanced(nn.Module):
         self._weight = 0.0  # in this step
 
     def forward(self, step: int) -> float:
-        share, ratio = weight_at(self.share, step), float(self.ratio)
+        share, ratio = weight_at(self.share, step, "the share of an adversary"), float(self.ratio)
         self._weight = 0.0 if share == 0 else self.initial if math.isnan(ratio) else min(share * ratio, self.limit)
         return self._weight
 

@@ -25,7 +25,7 @@ class Mixture:
         self.counts = [0] * len(self.parts)
 
     def __call__(self, samples: Sequence[Sample], step: int) -> list[Sample]:
-        weights = [weight_at(weight, step) for weight, _ in self.parts]
+        weights = [weight_at(weight, step, "the share of a sampler") for weight, _ in self.parts]
         if min(weights) < 0 or sum(weights) <= 0:
             raise ValueError(f"the weights of a mixture are at least 0, and one is above, got {weights} at step {step}")
         draw = random.Random(seed_of(self.seed, step))

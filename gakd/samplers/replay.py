@@ -138,7 +138,7 @@ class ReplaySampler:
 
     def shares(self, step: int) -> tuple[float, float]:
         """At a step: of the student's text, new and replayed, and of new text once the buffer is full."""
-        threshold = weight_at(self.threshold, step)
+        threshold = weight_at(self.threshold, step, "the threshold")
         if not 0 <= threshold <= 1 or not 0 <= step <= self.total_steps:
             raise ValueError(
                 f"a replay needs a threshold in [0, 1] and a step from 0 to {self.total_steps}, "

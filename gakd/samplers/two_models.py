@@ -110,7 +110,7 @@ class SpeculativeSampler:
         self.accepted = 0.0
 
     def __call__(self, samples: Sequence[Sample], step: int) -> list[Sample]:
-        top_k = round(weight_at(self.top_k, step))
+        top_k = round(weight_at(self.top_k, step, "top_k"))
         if top_k < 0:
             raise ValueError(f"top_k is a number of tokens, at least 0, got {top_k} at step {step}")
         sampling = replace(self.sampling, seed=seed_of(self.sampling.seed, step))

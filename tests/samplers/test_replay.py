@@ -258,7 +258,9 @@ def test_a_sampler_that_makes_no_sense_is_refused(options, message):
 
 
 def test_shares_and_steps_outside_their_range_are_refused():
-    for threshold, step in ((1.5, 0), (-0.1, 0), (math.nan, 0), (0.5, -1), (0.5, TOTAL + 1)):
+    with pytest.raises(ValueError, match="the threshold, nan, is nan at step 0"):
+        ReplaySampler(Student(), math.nan, TOTAL)(SAMPLES, 0)
+    for threshold, step in ((1.5, 0), (-0.1, 0), (0.5, -1), (0.5, TOTAL + 1)):
         with pytest.raises(ValueError, match=f"threshold in .* from 0 to 40, got threshold {threshold} at step {step}"):
             ReplaySampler(Student(), threshold, TOTAL)(SAMPLES, step)
 
