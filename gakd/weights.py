@@ -24,9 +24,7 @@ def weight_at(weight: Weight, step: int, what: str = "the weight of a term") -> 
     except (TypeError, ValueError):
         value = math.nan
     if not math.isfinite(value):
-        raise ValueError(
-            f"{what}, {weight_text(weight)}, is {found} at step {step}: give a finite number at each step"
-        )
+        raise ValueError(f"{what}, {weight_text(weight)}, is {found} at step {step}: give a finite number at each step")
     return value
 
 

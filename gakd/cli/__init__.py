@@ -20,7 +20,16 @@ if TYPE_CHECKING:
 __getattr__, __dir__ = lazily(__name__, __file__)
 
 __all__ = [
+    "DataConfig",
+    "EndpointConfig",
+    "EvaluationConfig",
+    "ModelConfig",
+    "RunConfig",
+    "Sampling",
+    "Split",
+    "TeacherTextConfig",
     "parse",
     "run",
     "start",
+    "start_tool",
 ]
