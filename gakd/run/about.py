@@ -54,10 +54,12 @@ def write_about(folder: Path, run: RunConfig, config: Any, recipe: str, objectiv
     models, data = group_of(config, ModelConfig), group_of(config, DataConfig)
     about = About(
         recipe or None, objective, command_of(config), batch_size=run.batch_size, versions=_versions(),
-        push_to_hub=run.push_to_hub, export_dtype=None if run.export_dtype == "auto" else run.export_dtype,
+        push_to_hub=run.push_to_hub, export_dtype=None if run.export_dtype in ("auto", "trained") else run.export_dtype,
     )  # fmt: skip
     if models is not None:
-        dtype = about.export_dtype or str(dtype_of(models.student, models.trust_remote_code)).removeprefix("torch.")
+        dtype = about.export_dtype
+        if run.export_dtype == "auto":
+            dtype = str(dtype_of(models.student, models.trust_remote_code)).removeprefix("torch.")
         about = dataclasses.replace(
             about, base=origin_of(models.student), layers=list(models.student_layers), lora_rank=models.lora_rank,
             licence=licence_of(models.student), export_dtype=dtype,

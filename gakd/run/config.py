@@ -63,11 +63,11 @@ class RunConfig:
     project: str = "gakd"
     """Project that these show the run in; MLflow's experiment."""
     run_name: str | None = None
-    """What they call the run. None: the name of --output-dir."""
+    """What they call the run. None: as its folder is called."""
     export: Literal["last", "best"] = "last"
     """Student that is evaluated and exported at the end: of the last step, or of the highest validation ROUGE-L."""
-    export_dtype: Literal["float32", "bfloat16", "auto"] = "float32"
-    """Of the exported weights: what was trained and measured, or rounded; auto: as the student's base has them."""
+    export_dtype: Literal["trained", "float32", "bfloat16", "auto"] = "trained"
+    """Of the exported weights: as they were trained and measured, float32 but for bf16-true; auto: as the base has them."""
     push_to_hub: str | None = None
     """NAME or OWNER/NAME on the Hugging Face hub to which the finished student goes, private if it is new."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
