@@ -68,6 +68,7 @@ class Run:
             self.fabric, self.folder, config.keep_checkpoints, config.export, writers_group()
         )
         self._recipe_config, self._marks = recipe_config, dict[str, str]()
+        self._objective = Objective(())
         self._record, self._planned_over_all = StepRecord(), False
         self._hosts = hosts()
         self._log = StepLog(self.fabric.world_size, self._hosts)

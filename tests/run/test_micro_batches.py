@@ -58,7 +58,7 @@ def test_windows_made_ahead_are_those_of_the_loop_bit_for_bit(tmp_path):
     """From a table on disk that the loop reads meanwhile, as a validation does; of the random numbers none is drawn."""
     material = make_material(tmp_path)
     data = load_data(DataConfig(dataset=str(material / "data"), max_length=96, max_prompt_length=64), tiny.tokenizer())
-    config = RunConfig(output_dir=tmp_path / "run", steps=20, batch_size=8, micro_batch_size=3)
+    config = RunConfig(output_dir=tmp_path / "run", steps=20, batch_size=8, micro_batch_size=3, evaluate_every=0)
     run = Run(config, config)
     lengths = [example.length for example in data.train]
     windows, before, seen = Windows(lengths, 8, config.seed), drawn(rng_state()), 0
@@ -84,7 +84,7 @@ def test_an_example_that_cannot_be_read_stops_the_loop_at_its_own_step(tmp_path)
                 raise DataError("rows.jsonl:7: the file has gone")
             return super().__getitem__(index)
 
-    config = RunConfig(output_dir=tmp_path / "run", steps=6, batch_size=4, micro_batch_size=2)
+    config = RunConfig(output_dir=tmp_path / "run", steps=6, batch_size=4, micro_batch_size=2, evaluate_every=0)
     unreadable = Windows([example.length for example in EXAMPLES], 4, config.seed).at(3)[1]
     run, finished = Run(config, config), []
 
@@ -150,7 +150,7 @@ def test_longer_examples_than_the_bound_run_alone_and_are_warned_of(tmp_path, ca
     )
     assert 1 <= longer <= 2
     assert MicroBatches(config, config, data_of(EXAMPLES), 0, 1, CPU).warning() is None
-    config = RunConfig(output_dir=tmp_path / "run", steps=5, batch_size=8, micro_batch_tokens=bound)
+    config = RunConfig(output_dir=tmp_path / "run", steps=5, batch_size=8, micro_batch_tokens=bound, evaluate_every=0)
     run = Run(config, config)
     alone = 0
     for window in run.steps(data_of(EXAMPLES)):
