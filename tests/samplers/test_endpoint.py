@@ -452,7 +452,8 @@ def test_records_read_back_as_rows(tmp_path):
         [Response(" ", "stop")],
     ]
     records = response_records(rows, responses)
-    (tmp_path / "train.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    for split in ("train", "valid", "test"):  # else rows of the one were held out for the others
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     read = [row._replace(where="") for row in load_rows(str(tmp_path), "train")]
     cut = Row("Well?", "", ("We",), history, finished=False)
     assert read == [Row("Why?", "now", ("Because.",)), Row("Why?", "now", ("So.",)), cut]
