@@ -33,8 +33,9 @@ def load_rows(
     pattern such as data/*.parquet; a folder whose files' names say train, valid or test, or that `save_to_disk` of `datasets`
     wrote; one of dolly, self-inst, vicuna, sinst, uinst; or a hub id owner/name, or owner/name:config. A source without
     splits is divided by a hash of the prompt (`split_of`); one that lacks valid or test has them taken out of its training
-    rows by the same hash. `whole` takes a source without splits, or with one, undivided; `train_split` is what the split to
-    train on is called; `max_rows` reads the first rows alone; `columns` and `may_be_prompt` are those of `gakd.data.formats`.
+    rows by the same hash, and where that leaves one empty, as in small sources, by `held_out_of_few`. `whole` takes a source
+    without splits, or with one, undivided; `train_split` is what the split to train on is called; `max_rows` reads the first
+    rows alone; `columns` and `may_be_prompt` are those of `gakd.data.formats`.
     A bad row is a DataError that names file and line; with `skip_bad_rows` bad rows are counted and reported as a warning. A
     split without rows is a DataError, as is a file that cannot be read.
     """
