@@ -65,7 +65,9 @@ def test_the_reference_documents_every_public_name():
             r"^::: (\S+)$", "".join(page.read_text() for page in (ROOT / "docs" / "reference").glob("*.md")), re.M
         )
     )
-    homes = {name: getattr(gakd, name).__module__ for name in gakd.__all__ if name not in ("IGNORE_INDEX", "__version__")}
+    homes = {
+        name: getattr(gakd, name).__module__ for name in gakd.__all__ if name not in ("IGNORE_INDEX", "__version__")
+    }
     assert {name: home for name, home in homes.items() if home not in documented} == {}
     assert all((ROOT / f"{module.replace('.', '/')}.py").exists() for module in documented)
 
