@@ -16,7 +16,9 @@ def main(config: PlanConfig) -> None:
     """Prints the plan."""
     from gakd.planning.estimate import largest_micro_batch, plan
     from gakd.planning.tables import tables
+    from gakd.run.optimizers import check_cut
 
+    check_cut(config.optimizer, config.strategy)
     planned = plan(config)
     console = Console()
     for table in tables(planned, largest_micro_batch(config)):

@@ -17,13 +17,18 @@ from gakd.run.config import OptimizerName, optimizer_need
 _OF_WHOLE_WEIGHTS = {"adamw8bit", "muon", "adafactor"}
 
 
-def check_optimizer(name: OptimizerName, strategy: str) -> None:
-    """InputError where it is missing here, or where it cannot step on weights that are cut over devices."""
+def check_cut(name: OptimizerName, strategy: str) -> None:
+    """InputError where it cannot step on weights that are cut over devices."""
     if strategy == "fsdp2" and name in _OF_WHOLE_WEIGHTS:
         raise InputError(
             f"--optimizer {name} needs whole weights, and --strategy fsdp2 cuts them: give --optimizer adamw or sgd, or "
             f"--strategy ddp"
         )
+
+
+def check_optimizer(name: OptimizerName, strategy: str) -> None:
+    """InputError where it cannot step on such weights, or is missing here."""
+    check_cut(name, strategy)
     if name == "muon" and not hasattr(torch.optim, "Muon"):
         raise InputError(
             f"--optimizer muon came with torch 2.9, this is {torch.__version__}: update torch, or give --optimizer adamw"

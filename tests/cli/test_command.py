@@ -148,3 +148,10 @@ def test_help_on_a_terminal_without_the_fields_signs_is_shown():
         cwd=ROOT, env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert "KL(student?teacher)" in found.stdout
+
+
+def test_a_plan_refuses_what_a_run_would(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["plan", "--student", "Qwen3-0.6B", "--teacher", "Qwen3-8B", "--strategy", "fsdp2", "--optimizer", "muon"])
+    assert stopped.value.code == 2
+    assert "--optimizer muon needs whole weights" in capsys.readouterr().err
