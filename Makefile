@@ -12,7 +12,7 @@ export OMP_WAIT_POLICY := passive
 FLOOR_TESTS := tests/losses tests/adversary tests/rewards tests/test_distiller.py tests/test_objective.py tests/models/test_proof.py \
 	tests/models/test_loading.py tests/models/test_pruning.py tests/samplers/test_generation.py tests/samplers/test_copies.py tests/samplers/test_static_cache.py tests/samplers/test_endpoint.py \
 	tests/data/test_formats.py tests/data/test_collate.py tests/run/test_checkpoint.py tests/run/test_updates.py tests/study/test_intervals.py \
-	tests/cli/test_command.py tests/cli/test_doctor.py tests/recipes/test_gakd.py
+	tests/cli/test_command.py tests/cli/test_read_flags.py tests/cli/test_doctor.py tests/recipes/test_gakd.py
 
 .PHONY: demo test test-all test-floor check lint types docs bench gpu clean
 

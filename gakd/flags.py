@@ -8,9 +8,11 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Set
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from gakd.errors import InputError
+
+Group = TypeVar("Group")
 
 
 class Bound(NamedTuple):
@@ -75,6 +77,11 @@ def check(config: Any, bounds: Mapping[str, Bound]) -> None:
                 f"{flag} holds a password or a key, which would be saved with the run: leave it out, and put it into the "
                 f"environment"
             )
+
+
+def group_of(config: Any, kind: type[Group]) -> Group | None:
+    """The group of flags of a kind that a recipe's configuration has."""
+    return next((value for value in vars(config).values() if isinstance(value, kind)), None)
 
 
 def flags_of(config: Any) -> Iterator[tuple[str, Any]]:

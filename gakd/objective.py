@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple, Self, cast
 
 from torch import Tensor
 
+from gakd.errors import kind_of
 from gakd.types import Batch
 from gakd.weights import Balanced, Weight, check_weight, multiplied, weight_at, weight_text
 
@@ -128,11 +129,11 @@ class Objective:
 
     def __init__(self, terms: tuple[tuple[Weight, Term], ...]) -> None:
         if not isinstance(terms, tuple | list):
-            raise TypeError(f"an objective is a sum of weighted terms, such as {EXAMPLE}; got {_kind(terms)}")
+            raise TypeError(f"an objective is a sum of weighted terms, such as {EXAMPLE}; got {kind_of(terms)}")
         for entry in terms:
             if not (isinstance(entry, tuple) and len(entry) == 2):
                 raise TypeError(
-                    f"an objective is a sum of weighted terms, such as {EXAMPLE}; got {_kind(entry)} among them"
+                    f"an objective is a sum of weighted terms, such as {EXAMPLE}; got {kind_of(entry)} among them"
                 )
             _check_term(entry[1])
         names = [term.name for _, term in terms]
@@ -214,7 +215,7 @@ def as_objective(given: Objective | Term | Sequence[Objective | Term]) -> Object
         return sum((as_objective(one) for one in given), Objective(()))
     if isinstance(given, Term):
         return Objective(((1.0, given),))
-    raise TypeError(f"an objective is a sum of weighted terms, such as {EXAMPLE}; got {_kind(given)}")
+    raise TypeError(f"an objective is a sum of weighted terms, such as {EXAMPLE}; got {kind_of(given)}")
 
 
 def _weight(weight: object, whose: str) -> Weight:
@@ -227,7 +228,7 @@ def _weight(weight: object, whose: str) -> Weight:
 
 def _check_term(term: object) -> None:
     if not isinstance(term, Term):
-        raise TypeError(f"an objective is a sum of weighted terms, such as {EXAMPLE}; got {_kind(term)} among them")
+        raise TypeError(f"an objective is a sum of weighted terms, such as {EXAMPLE}; got {kind_of(term)} among them")
     kind, name = type(term).__name__, getattr(term, "name", None)
     if not (isinstance(name, str) and name):
         got = "has no name" if name is None else f"has the name {name!r}"
@@ -239,10 +240,3 @@ def _check_term(term: object) -> None:
 def snake_case(name: str) -> str:
     """A class's name as a term's: `ReverseKL` to `reverse_kl`."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
-
-
-def _kind(thing: object) -> str:
-    """What somebody gave in place of a term."""
-    if isinstance(thing, type):
-        return f"the class {thing.__name__}: write {thing.__name__}()" if issubclass(thing, Term) else thing.__name__
-    return type(thing).__name__

@@ -225,7 +225,7 @@ class Weighing(nn.Module):
         (lambda: cosine * CrossEntropy(), r"got cosine\(first, last, start, steps\) for cross_entropy"),
         (lambda: CrossEntropy() * ReverseKL, "got the class ReverseKL for cross_entropy"),
         (lambda: CrossEntropy() * ReverseKL(), "they do not multiply: got ReverseKL times cross_entropy"),
-        (lambda: CrossEntropy() + ReverseKL, r"got the class ReverseKL: write ReverseKL\(\)"),
+        (lambda: CrossEntropy() + ReverseKL, r"got the class ReverseKL: write ReverseKL\(...\)"),
         (lambda: CrossEntropy() + 1, "unsupported operand"),
         (lambda: 1 + CrossEntropy(), "unsupported operand"),
         (lambda: (CrossEntropy() + ReverseKL()) / 0, r"a number other than 0: \(1 \* cross_entropy"),

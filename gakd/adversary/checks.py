@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from gakd.errors import kind_of
+
 ASKED = {
     "game": ("student", "discriminator", "penalties"),
     "readout": ("needs_log_normalizers", "student_map", "live", "detached", "squared_norm", "flush"),
@@ -13,12 +15,12 @@ ASKED = {
 def check_parts(discriminator: object, game: object, readout: object) -> None:
     """TypeError for a part that lacks what its protocol asks for."""
     if not isinstance(discriminator, nn.Module):
-        raise TypeError(f"a discriminator is a module of rows and mask, got {_kind(discriminator)}")
+        raise TypeError(f"a discriminator is a module of rows and mask, got {kind_of(discriminator)}")
     for role, part in (("game", game), ("readout", readout)):
         missing = [name for name in ASKED[role] if name not in dir(part)]
         if missing or isinstance(part, type):
             lacks = f", which lacks {', '.join(missing)}" if missing else ""
-            raise TypeError(f"Adversarial(discriminator, game, readout): as its {role} got {_kind(part)}{lacks}")
+            raise TypeError(f"Adversarial(discriminator, game, readout): as its {role} got {kind_of(part)}{lacks}")
 
 
 def agree_on_width(discriminator: nn.Module, readout: nn.Module | object) -> None:
@@ -42,7 +44,3 @@ def one_each(values_B: Tensor, sequences: int, whose: str) -> Tensor:
     if values_B.shape != (sequences,):
         raise ValueError(f"{whose} must return one number a sequence, ({sequences},), got {tuple(values_B.shape)}")
     return values_B
-
-
-def _kind(part: object) -> str:
-    return f"the class {part.__name__}: write {part.__name__}(...)" if isinstance(part, type) else type(part).__name__

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields, is_dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from gakd.data.config import DataConfig
+from gakd.flags import group_of
 from gakd.models.config import ModelConfig
 from gakd.run.config import RunConfig
-
-Group = TypeVar("Group")
 
 
 def settings_line(config: Any) -> str | None:
     """The paper's settings, which a named student chooses all at once: the few that tell most."""
-    models, run = _group(config, ModelConfig), _group(config, RunConfig)
+    models, run = group_of(config, ModelConfig), group_of(config, RunConfig)
     if models is None or run is None:
         return None
     trained = f"LoRA {models.lora_rank}" if models.lora_rank else "all weights"
@@ -27,7 +25,7 @@ def settings_line(config: Any) -> str | None:
 
 def loading_line(config: Any) -> str | None:
     """Student, teacher and data, by the names that were given."""
-    models, data = _group(config, ModelConfig), _group(config, DataConfig)
+    models, data = group_of(config, ModelConfig), group_of(config, DataConfig)
     if models is None or data is None:
         return None
     teacher = models.teacher_cache or models.teacher
@@ -49,8 +47,3 @@ def waiting(text: str) -> Iterator[None]:
     with Progress(*columns, console=console, transient=True) as progress:
         progress.add_task("", total=None)
         yield
-
-
-def _group(config: Any, kind: type[Group]) -> Group | None:
-    values = [getattr(config, field.name) for field in fields(config)] if is_dataclass(config) else []
-    return next((value for value in values if isinstance(value, kind)), None)

@@ -22,7 +22,7 @@ from rich.table import Table
 from gakd.data.config import DataConfig
 from gakd.errors import InputError
 from gakd.files import cache_dir
-from gakd.machine import memory
+from gakd.machine import memory, version_of
 
 EXTRAS = ("demo", "lora", "api", "torchtune", "bench", "docs")
 FEATURES = ("demo", "lora", "api", "torchtune")  # extras whose versions matter to a run
@@ -162,7 +162,7 @@ def requirements() -> list[Requirement]:
 def installed() -> dict[str, str | None]:
     """Versions of what is shown and of what gakd asks for."""
     names = {*_SHOWN, *(requirement.name for requirement in requirements())}
-    return {"python": platform.python_version()} | {name: _version(name) for name in names}
+    return {"python": platform.python_version()} | {name: version_of(name) for name in names}
 
 
 def seen_devices() -> Devices:
@@ -215,17 +215,10 @@ def extra_rows() -> list[tuple[str, str]]:
     rows = []
     for extra in EXTRAS:
         own = [one.name for one in found if one.marker is not None and one.marker.evaluate({"extra": extra})]
-        missing = [name for name in own if _version(name) is None]
-        text = ", ".join(f"{name} {_version(name)}" for name in own)
+        missing = [name for name in own if version_of(name) is None]
+        text = ", ".join(f"{name} {version_of(name)}" for name in own)
         rows.append((extra, text if not missing else f"{', '.join(missing)} missing: pip install 'gakd[{extra}]'"))
     return rows
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _free(folder: Path) -> str:

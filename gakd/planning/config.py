@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from gakd.planning.footprint import Shape
 
 GB = 10**9
+OptimizerName = Literal["adamw", "adamw8bit", "muon", "adafactor", "sgd"]
 BOUNDS = {
     "micro_batch_size": COUNT, "micro_batch_tokens": COUNT, "devices": COUNT, "num_nodes": COUNT,
     "discriminator_width": COUNT, "length": COUNT,
@@ -41,7 +42,7 @@ class PlanConfig:
     """Linear layers with LoRA: all-linear (but the head), or names such as q_proj v_proj."""
     activation_checkpointing: bool = False
     """Keep only the student's layer inputs and recompute the rest in the backward."""
-    optimizer: Literal["adamw", "adamw8bit", "muon", "adafactor", "sgd"] = "adamw"
+    optimizer: OptimizerName = "adamw"
     """The student's optimizer, which keeps one number or two for each weight that trains, or less."""
     micro_batch_size: int = 4
     """Sequences per forward on one device."""

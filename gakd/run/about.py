@@ -21,7 +21,6 @@ from gakd.machine import version_of
 from gakd.models.config import ModelConfig
 from gakd.models.origin import Origin, dtype_of, licence_of, origin_of
 from gakd.run.config import RunConfig
-from gakd.run.folder import group_of
 
 ABOUT = "about.json"
 
@@ -51,7 +50,7 @@ class About:
 
 def write_about(folder: Path, run: RunConfig, config: Any, recipe: str, objective: str | None) -> None:
     """Write what is known of a run before its first step; `config` is the dataclass of all its flags."""
-    models, data = group_of(config, ModelConfig), group_of(config, DataConfig)
+    models, data = flags.group_of(config, ModelConfig), flags.group_of(config, DataConfig)
     about = About(
         recipe or None, objective, command_of(config), batch_size=run.batch_size, versions=_versions(),
         push_to_hub=run.push_to_hub, export_dtype=None if run.export_dtype in ("auto", "trained") else run.export_dtype,

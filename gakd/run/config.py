@@ -9,9 +9,8 @@ from typing import Literal
 
 from gakd.extras import Need
 from gakd.logging.loggers import logger_need
+from gakd.planning.config import OptimizerName
 from gakd.run.schedules import LRSchedule, rate_at
-
-OptimizerName = Literal["adamw", "adamw8bit", "muon", "adafactor", "sgd"]
 
 
 @dataclass

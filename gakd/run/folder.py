@@ -17,13 +17,12 @@ from gakd.data.config import DataConfig
 from gakd.data.dates import fixed_date
 from gakd.errors import InputError
 from gakd.files import hold, read_json, write_json
-from gakd.flags import RENAMED
+from gakd.flags import RENAMED, group_of
 from gakd.models.config import ModelConfig
 from gakd.models.export import clear_killed
 from gakd.run.config import RunConfig, learning_rate_at, total_steps
 from gakd.teachers.cache import MANIFEST
 
-Group = TypeVar("Group")
 Result = TypeVar("Result")
 
 # How many steps there are, and the rates of those to come: compared where the data are known (`lengthen`).
@@ -153,11 +152,6 @@ def _as_of_now(before: dict[str, Any], defaults: dict[str, Any]) -> dict[str, An
         else value
         for name, value in (defaults | named).items()
     }
-
-
-def group_of(config: Any, kind: type[Group]) -> Group | None:
-    """The group of flags of a kind that a recipe's configuration has."""
-    return next((value for value in vars(config).values() if isinstance(value, kind)), None)
 
 
 def _take(folder: Path, wanted: dict[str, Any], defaults: dict[str, Any], resume: bool) -> TextIOWrapper:

@@ -11,7 +11,8 @@ from torch.optim import Optimizer
 
 from gakd.errors import InputError
 from gakd.extras import check_needs
-from gakd.run.config import OptimizerName, optimizer_need
+from gakd.planning.config import OptimizerName
+from gakd.run.config import optimizer_need
 
 # Blocks, matrices, rows and columns: a part of a weight has others.
 _OF_WHOLE_WEIGHTS = {"adamw8bit", "muon", "adafactor"}

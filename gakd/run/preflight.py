@@ -15,7 +15,7 @@ from gakd.data.config import Template
 from gakd.data.examples import encode_prompts
 from gakd.data.rows import DataError
 from gakd.errors import InputError
-from gakd.flags import flags_of
+from gakd.flags import flags_of, group_of
 from gakd.logging.loggers import check_installed
 from gakd.machine import is_first_process, memory
 from gakd.models.config import ModelConfig
@@ -26,7 +26,6 @@ from gakd.planning.config import GB, PlanConfig
 from gakd.planning.estimate import largest_micro_batch, plan
 from gakd.run.bounds import check_flags
 from gakd.run.config import RunConfig
-from gakd.run.folder import group_of
 from gakd.run.optimizers import check_optimizer
 from gakd.run.turn_ends import end_warnings
 from gakd.weights import Balanced, Cosine, Ramp, Stepwise, Weight, weight_at, weight_text

@@ -65,10 +65,9 @@ class StepLog:
 
     def counts(self, window: Sequence[Batch], *names: str) -> Counts:
         """Supervised tokens and sequences of a window over all ranks, kept for the terms that are about it."""
-        lengths = [length for batch in window for length in batch.lengths]
+        counts = Counts.over(*window)
         read, positions = sum(batch.tokens for batch in window), sum(batch.labels.numel() for batch in window)
-        own = [sum(lengths), sum(length > 0 for length in lengths), read, positions]
-        own = [int(count) for count in self._hosts.sum(own)]
+        own = [int(count) for count in self._hosts.sum([counts.tokens, counts.sequences, read, positions])]
         self._counts[names] = Counts(own[0], own[1], self.world_size)
         self._read, self._positions = self._read + own[2], self._positions + own[3]
         return self._counts[names]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from gakd.data import Example
 from gakd.files import file_digest, follow_umask, hold, sync, write_sealed
 from gakd.models.disk import room_for
 from gakd.teachers.cache import FORMAT, HEAD, MANIFEST, CacheError, read_manifest, size_damage
@@ -120,28 +119,6 @@ class CacheWriter:
         if self.damaged:
             self.manifest["complete"] = False
             self._save()
-
-
-def batched(examples: Sequence[Example], batch_size: int) -> list[list[Example]]:
-    """Batches of like lengths. The longest comes first, so that what does not fit in memory fails at once; the others in
-    an order of chance that is the same every time, so that the time left is told right."""
-    ordered = sorted(examples, key=lambda example: (-example.length, example.key))
-    batches = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
-    return [*batches[:1], *sorted(batches[1:], key=lambda batch: batch[0].key)]
-
-
-def sharded(batches: Sequence[list[Example]], rows: int) -> Iterator[list[list[Example]]]:
-    """Whole batches that reach so many rows together."""
-    shard: list[list[Example]] = []
-    held = 0
-    for batch in batches:
-        shard.append(batch)
-        held += sum(example.supervised for example in batch)
-        if held >= rows:
-            yield shard
-            shard, held = [], 0
-    if shard:
-        yield shard
 
 
 def _replace(path: Path, save: Callable[[Path], Any]) -> str:

@@ -8,16 +8,14 @@ it checks every byte, makes damaged files again, and leaves the rest alone. See 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from gakd.cli import DataConfig, Split, start_tool
 
 if TYPE_CHECKING:
-    from gakd.data import Example
-    from gakd.teachers import CacheWriter, LocalTeacher
+    from gakd.teachers import CacheWriter
 
 
 @dataclass
@@ -50,7 +48,7 @@ def main(config: Config) -> None:  # it imports what takes seconds, once the fla
     from gakd.samplers import padding_id
     from gakd.teachers import CacheWriter, LocalTeacher
     from gakd.teachers.cache import DTYPES, MANIFEST
-    from gakd.teachers.cache_writer import batched
+    from gakd.teachers.cache_filling import batched, fill, teacher_files
 
     config.data.date = fixed_date(config.data.date, (config.output / MANIFEST, ("settings", "date")))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -69,62 +67,17 @@ def main(config: Config) -> None:  # it imports what takes seconds, once the fla
         "splits": {split: len(own) for split, own in splits.items()},
         "data": text_digest(" ".join(sorted(example.key for example in examples))),
     }  # fmt: skip
-    writer = CacheWriter(config.output, settings, teacher_files(config))
+    writer = CacheWriter(
+        config.output, settings, teacher_files(config.teacher, config.output, config.trust_remote_code)
+    )
     for name in writer.damaged:
         print(f"{config.output}: {name} is not as it was written, it is made again", flush=True)
     if writer.complete:
         print(f"{config.output} is complete, every byte as it was written")
     else:
         model = load_model(config.teacher, DTYPES[dtype], None, config.trust_remote_code, device)
-        fill(writer, LocalTeacher(model), batches, config, padding_id(tokenizer))
+        fill(writer, LocalTeacher(model), batches, config.shard_megabytes, padding_id(tokenizer))
     report(writer, config)
-
-
-def teacher_files(config: Config) -> dict[str, dict[str, Any]]:
-    """The teacher's files, with their hashes; fetched where only the tokenizer has been on this machine."""
-    from gakd.models import ModelError, load_model, model_files
-    from gakd.models.names import local_folder
-    from gakd.teachers.cache import MANIFEST, read_manifest
-
-    known = read_manifest(config.output)["teacher_files"] if (config.output / MANIFEST).exists() else {}
-    files = model_files(config.teacher, known)
-    if not files:
-        load_model(config.teacher, trust_remote_code=config.trust_remote_code)
-        files = model_files(config.teacher, known)
-    folder = local_folder(config.teacher)
-    if folder is None or not files or (folder / "adapter_config.json").exists():
-        raise ModelError(f"{config.teacher} has no whole weights: merge its adapters and give the merged folder")
-    return files
-
-
-def fill(
-    writer: CacheWriter, teacher: LocalTeacher, batches: Sequence[list[Example]], config: Config, pad_token_id: int
-) -> None:
-    """Everything that the cache still lacks."""
-    import torch
-
-    from gakd.data import collate
-    from gakd.logging import ProgressView
-    from gakd.teachers.cache_writer import sharded
-
-    writer.write_head(teacher.head)
-    weight = teacher.head.weight
-    rows = (config.shard_megabytes << 20) // (weight.shape[1] * weight.element_size())
-    shards = {f"shard-{index:05d}.safetensors": shard for index, shard in enumerate(sharded(batches, rows))}
-    missing = {name: shard for name, shard in shards.items() if not writer.finished(name)}
-    done = len(batches) - sum(map(len, missing.values()))
-    view = ProgressView(len(batches), done, shown=True)
-    for name, shard in missing.items():
-        hidden = []
-        for examples in shard:
-            batch = collate(examples, pad_token_id)
-            hidden.append(teacher(batch.to(weight.device)).hidden_NH.cpu())
-            view.update(done := done + 1, batch.tokens, {})
-        of_shard = [example for examples in shard for example in examples]
-        lengths = [example.supervised for example in of_shard]
-        writer.write_shard(name, [example.key for example in of_shard], lengths, torch.cat(hidden))
-    view.close()
-    writer.finish(sum(map(len, batches)), sum(example.supervised for batch in batches for example in batch))
 
 
 def report(writer: CacheWriter, config: Config) -> None:

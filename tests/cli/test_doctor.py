@@ -85,7 +85,7 @@ def test_the_package_itself_is_read():
 
 
 def test_an_extra_shows_what_it_brings_or_how_to_get_it(monkeypatch):
-    monkeypatch.setattr(doctor, "_version", lambda name: None if name == "peft" else "1.0")
+    monkeypatch.setattr(doctor, "version_of", lambda name: None if name == "peft" else "1.0")
     rows = dict(extra_rows())
     assert rows["lora"] == "peft missing: pip install 'gakd[lora]'"
     assert rows["api"] == "openai 1.0"

@@ -223,4 +223,4 @@ def test_a_recipe_refuses_before_it_imports_what_takes_seconds(tmp_path):
 
 
 def test_a_need_that_is_met_is_silent():
-    check_needs([Need("this test", ("pytest",), "dev")])
+    assert check_needs([Need("this test", ("pytest",), "dev")]) is None

@@ -28,7 +28,7 @@ from gakd.teachers import (
     load_teacher,
 )
 from gakd.teachers.cache import HEAD, MANIFEST
-from gakd.teachers.cache_writer import batched
+from gakd.teachers.cache_filling import batched, fill, teacher_files
 from gakd.types import Head
 from tests import tiny
 from tests.flips import turned
@@ -248,7 +248,6 @@ def test_a_second_writer_is_refused(copy):
 @pytest.mark.parametrize("room", [0, 3000])
 def test_where_there_is_no_room_the_files_before_stay_and_the_same_command_goes_on(folder, copy, room, monkeypatch):
     tool, config = imported("cache_teacher"), cache_config(copy, "full")
-    fill = tool.fill
 
     def without_room(*given) -> None:
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -258,7 +257,7 @@ def test_where_there_is_no_room_the_files_before_stay_and_the_same_command_goes_
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
-    monkeypatch.setattr(tool, "fill", without_room)
+    monkeypatch.setattr("gakd.teachers.cache_filling.fill", without_room)
     with pytest.raises(
         RunError, match=r"^cannot write .*full/.*; the files before it are whole: make room, then run the same"
     ):
@@ -403,4 +402,4 @@ def test_held_out_scores_come_from_the_cache(folder, data):
 def test_adapters_are_not_cached(copy):
     (copy / "teacher" / "adapter_config.json").write_text("{}")
     with pytest.raises(ValueError, match="merge its adapters"):
-        imported("cache_teacher").teacher_files(cache_config(copy))
+        teacher_files(str(copy / "teacher"), copy / "cache")
