@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-from gakd.adversary.adversarial import GameWatch
+from gakd.adversary.watch import GameWatch
 from gakd.report.groups import Group, column_series
 
 _RECENT = 50  # steps that "at the end" is a mean of

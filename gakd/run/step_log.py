@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gakd.adversary.adversarial import GameWatch
+from gakd.adversary.watch import GameWatch
 from gakd.logging.loggers import PROJECT, LoggerName, Loggers
 from gakd.logging.metrics import MetricsLog
 from gakd.logging.progress import ProgressView

@@ -31,7 +31,7 @@ from gakd import (
     WassersteinGAN,
 )
 from gakd.adversary import GameWatch
-from gakd.adversary.adversarial import pack, pack_mask
+from gakd.adversary.packing import pack, pack_mask
 from gakd.objective import Coefficients
 from gakd.types import IGNORE_INDEX, Batch, StudentRows
 
