@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # an eighth of what a recipe imports before its first line, f
     from gakd.evaluation.shown_figure import ShownFigure
 
 VALID = "valid/"
+NOT_DRAWN = frozenset({"tokens", "tokens_read", "padding"})  # these are the data's doing
 
 
 class Panel(NamedTuple):
@@ -122,11 +123,7 @@ def _number(cell: str | None) -> float | None:
 
 def own_panels(series: Iterable[str]) -> list[Panel]:
     """Panels of columns that `PANELS` does not name: a user's own term, say."""
-    known = {name for panel in PANELS for name in panel.series} | {
-        "tokens",
-        "tokens_read",
-        "padding",
-    }  # these are the data's doing
+    known = {name for panel in PANELS for name in panel.series} | NOT_DRAWN
     names = dict.fromkeys(name.removeprefix(VALID) for name in series)
     return [Panel(name.replace("_", " ").capitalize(), "", (name,)) for name in names if name not in known]
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-from gakd.evaluation.plots import LABELS, PANELS, VALID, own_panels
+from gakd.evaluation.plots import LABELS, NOT_DRAWN, PANELS, VALID, own_panels
 from gakd.report.charts import Line, line_chart
 from gakd.report.groups import Curve, Group, curve
 
@@ -38,9 +38,7 @@ class Chart(NamedTuple):
 def charts(groups: Sequence[Group], kind: str) -> list[Chart]:
     """`kind`: "validation", "training" or "game"; a chart for each column that any group has."""
     columns = dict.fromkeys(column for group in groups for run in group.drawn for column in run.metrics)
-    chosen = [
-        column for column in columns if _kind(column) == kind and column not in {"tokens", "tokens_read", "padding"}
-    ]
+    chosen = [column for column in columns if _kind(column) == kind and column not in NOT_DRAWN]
     order = [name for panel in [*PANELS, *own_panels(columns)] for name in panel.series]
     chosen.sort(key=lambda column: (column in _LAST, order.index(column.removeprefix(VALID))))
     drawn = [_chart(groups, column, f"{kind}-{index}") for index, column in enumerate(chosen)]
